@@ -1,0 +1,98 @@
+"""The state of a stage in training: everything that a resumed run needs to go on bit for bit."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hpe_fast.files import atomic_path
+
+VERSION = 1
+
+
+class CheckpointError(ValueError):
+    """A training state that cannot be read or does not belong to this run."""
+
+
+@dataclass
+class Progress:
+    """Where a stage stands: ``iteration`` steps into ``epoch``, ``step`` in all."""
+
+    epoch: int = 0
+    iteration: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    wait_seconds: float = 0.0
+    samples: int = 0
+    best: float | None = None
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, stage: dict) -> None:
+    """Write the state of a stage; the file of before stays whole until the new one is on the disk.
+
+    Args:
+        path: ``*.state.pt`` file.
+        stage: the stage's settings as JSON-able values; a run only resumes with the same ones.
+
+    Raises:
+        OSError: e.g. a full disk; ``path`` is untouched then.
+    """
+    state = {
+        "version": VERSION,
+        "stage": stage,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "progress": asdict(progress),
+        "rng": torch.get_rng_state(),
+        "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+    with atomic_path(path) as temporary:
+        torch.save(state, temporary)
+
+
+def restore_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, stage: dict) -> Progress:
+    """Read what ``save_state`` wrote into the model, the optimiser and torch's random generators.
+
+    Raises:
+        CheckpointError: the file is damaged, of another version, or was trained with other settings (named).
+    """
+    state = _read(path)
+    _check_settings(path, state["stage"], stage)
+    try:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: does not fit this model: {error}") from error
+    torch.set_rng_state(state["rng"])
+    if state["cuda_rng"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda_rng"])
+    return Progress(**state["progress"])
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: there is no training state to resume from") from error
+    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: not a training state of hpe_fast, or damaged: {error}") from error
+    if not isinstance(state, dict) or state.get("version") != VERSION:
+        version = state.get("version") if isinstance(state, dict) else None
+        raise CheckpointError(f"{path}: training state of version {version}, this package reads version {VERSION}")
+    return state
+
+
+def _check_settings(path: Path, saved: dict, wanted: dict) -> None:
+    differences = [
+        f"{key} was {saved.get(key)!r}, now {wanted.get(key)!r}"
+        for key in sorted(saved.keys() | wanted.keys())
+        if saved.get(key) != wanted.get(key)
+    ]
+    if differences:
+        raise CheckpointError(f"{path}: cannot resume with other settings: {'; '.join(differences)}")

@@ -1,0 +1,185 @@
+"""Settings of a training run: dataclasses that become the command line, and the named presets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from hpe_fast.ops import OFFICIAL, PAPER, UNBIASED, HeatmapCodec
+
+Optimizer = Literal["sgd", "adamw"]
+Schedule = Literal["constant", "step", "one_cycle"]
+PresetName = Literal["quick", "paper", "official", "fast"]
+
+#: Network of each name, as ``hpe_fast.models.build_model`` takes it.
+MODELS: dict[str, dict[str, object]] = {
+    "tiny": {"architecture": "hrnet", "width": 16, "modules": [1, 1, 1], "blocks": 2},
+    "paper": {"architecture": "hrnet", "width": 32, "modules": [1, 1, 1]},
+    "w32": {"architecture": "hrnet", "width": 32},
+    "w48": {"architecture": "hrnet", "width": 48},
+    "resnet50": {"architecture": "simple_baseline", "depth": 50},
+}
+
+CODECS: dict[str, HeatmapCodec] = {"official": OFFICIAL, "paper": PAPER, "unbiased": UNBIASED}
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How the weights move."""
+
+    name: Optimizer = "adamw"
+    learning_rate: float = 1e-3
+    """Peak learning rate."""
+    momentum: float = 0.9
+    """Of SGD; AdamW's first beta."""
+    weight_decay: float = 0.0
+    schedule: Schedule = "one_cycle"
+    """one_cycle: linear warm-up, cosine to zero. step: divided by 10 at each of the milestones."""
+    warmup: float = 0.1
+    """Share of all steps that one_cycle warms up for."""
+    milestones: tuple[float, ...] = (170 / 210, 200 / 210)
+    """Of schedule step, as shares of all steps."""
+    clip_norm: float = 0.0
+    """Largest norm of the whole gradient; 0: not clipped."""
+
+
+@dataclass(frozen=True)
+class DetectorConfig:
+    """The first stage: image to heatmaps."""
+
+    model: Literal["tiny", "paper", "w32", "w48", "resnet50"] = "w32"
+    image_size: int = 256
+    """Side of the network's input, pixels."""
+    codec: Literal["official", "paper", "unbiased"] = "official"
+    """The target heatmap."""
+    normalization: Literal["imagenet", "paper"] = "imagenet"
+    augmentation: Literal["none", "paper", "official"] = "official"
+    supervise_stages: bool = False
+    """Add the loss of heatmaps after stages 2 and 3 (the paper's future work)."""
+    batch_size: int = 32
+    epochs: int = 12
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+
+@dataclass(frozen=True)
+class LifterConfig:
+    """The second stage: 2D joints to 3D joints."""
+
+    width: int = 1024
+    """Units of a hidden layer."""
+    blocks: int = 2
+    """Residual blocks."""
+    dropout: float = 0.5
+    input: Literal["true_2d", "detections", "mixture"] = "true_2d"
+    """What it is trained on: labels, the first stage's detections, or each with probability one half."""
+    rotation: bool = False
+    """Rotate samples by +-90 degrees in the image plane with probability one half, as the paper does."""
+    flip: bool = False
+    """Mirror samples with probability one half."""
+    virtual_views: float = 0.0
+    """Share of samples seen from another side: turned about the vertical axis and projected anew (needs intrinsics)."""
+    jitter: float = 0.0
+    """Standard deviation of noise on 2D joints that are labels, as a share of the crop's side."""
+    batch_size: int = 512
+    epochs: int = 180
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train a two-stage 3D pose model: HRNet finds the joints in an image, a dense network lifts them to 3D."""
+
+    data: Path | None = None
+    """Pose store, folder with train.h5 and valid.h5, or dataset folder of a known layout. None: the bundled sample."""
+    out: Path | None = None
+    """Run directory. None: runs/PRESET-DATE-TIME, or with --resume the newest one."""
+    preset: PresetName = "quick"
+    """quick: the bundled sample in minutes on two CPU cores. paper: the paper's schedule. official: the official
+    code's. fast: large batches, bf16, one cycle."""
+    stage: Literal["all", "hrnet", "lifter"] = "all"
+    seed: int = 0
+    resume: bool = False
+    """Go on with the run in --out where it stopped."""
+    device: str = "auto"
+    """cpu, cuda or cuda:N. auto: the first GPU if there is one."""
+    threads: int = 0
+    """CPU threads. 0: all the process may use."""
+    amp: bool = True
+    """bfloat16 where the device has it in hardware."""
+    graph: bool = True
+    """Capture the step in a CUDA graph."""
+    skip_bad: bool = False
+    """Leave out pictures that are damaged instead of stopping."""
+    checkpoint_minutes: float = 10.0
+    """Time between checkpoints inside an epoch, minutes."""
+    detector: DetectorConfig = field(default_factory=DetectorConfig)
+    lifter: LifterConfig = field(default_factory=LifterConfig)
+
+
+_PAPER_SGD = OptimizerConfig(name="sgd", learning_rate=0.003, schedule="constant")
+
+PRESETS: dict[str, TrainConfig] = {
+    "quick": TrainConfig(
+        preset="quick",
+        detector=DetectorConfig(
+            model="tiny",
+            image_size=128,
+            batch_size=32,
+            epochs=9,
+            optimizer=OptimizerConfig(learning_rate=4e-3, weight_decay=1e-4),
+        ),
+        lifter=LifterConfig(
+            input="mixture",
+            flip=True,
+            virtual_views=0.5,
+            jitter=0.01,
+            dropout=0.2,
+            batch_size=256,
+            epochs=120,
+            optimizer=OptimizerConfig(learning_rate=1e-3, weight_decay=1e-4),
+        ),
+    ),
+    "paper": TrainConfig(
+        preset="paper",
+        detector=DetectorConfig(
+            model="paper", codec="paper", normalization="paper", augmentation="paper", optimizer=_PAPER_SGD
+        ),
+        lifter=LifterConfig(rotation=True, optimizer=_PAPER_SGD),
+    ),
+    "official": TrainConfig(
+        preset="official",
+        detector=DetectorConfig(epochs=210, optimizer=OptimizerConfig(schedule="step")),
+        lifter=LifterConfig(batch_size=64, epochs=200, optimizer=OptimizerConfig(schedule="step")),
+    ),
+    "fast": TrainConfig(
+        preset="fast",
+        detector=DetectorConfig(
+            codec="unbiased", batch_size=128, epochs=12, optimizer=OptimizerConfig(learning_rate=2e-3)
+        ),
+        lifter=LifterConfig(
+            input="mixture", flip=True, jitter=0.005, batch_size=4096, epochs=60, optimizer=OptimizerConfig(learning_rate=2e-3)
+        ),
+    ),
+}
+
+
+def codec_of(config: DetectorConfig) -> HeatmapCodec:
+    """The target heatmap of a detector, at its input size (all models here have stride 4)."""
+    return CODECS[config.codec].resized(config.image_size, (config.image_size + 3) // 4)
+
+
+def preset(name: PresetName, **changes: object) -> TrainConfig:
+    """A preset with some top-level fields replaced.
+
+    Raises:
+        ValueError: for an unknown name.
+
+    Example:
+        >>> from hpe_fast.training.config import preset
+        >>> preset("paper", seed=3).detector.epochs
+        12
+    """
+    if name not in PRESETS:
+        raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {name!r}")
+    return replace(PRESETS[name], **changes)  # type: ignore[arg-type]

@@ -1,0 +1,177 @@
+"""The second stage: a dense network learns to lift 2D joints to 3D; its samples live on the device as tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hpe_fast.data.store import PoseStore
+from hpe_fast.evaluate import lift, pose_errors, root_relative
+from hpe_fast.models import lifter as build_lifter
+from hpe_fast.models import save_checkpoint, unit_crop
+from hpe_fast.skeleton import FLIP_PERMUTATION
+from hpe_fast.training.config import LifterConfig, TrainConfig
+from hpe_fast.training.engine import make_optimizer
+
+
+@dataclass
+class LifterSamples:
+    """2D and 3D joints of a store, on the device."""
+
+    keypoints: Tensor
+    """[N, 17, 2] labels, unit-crop coordinates."""
+    pose3d: Tensor
+    """[N, 17, 3] mm, camera frame, absolute."""
+    intrinsics: Tensor
+    """[N, 4] fx, fy, cx, cy in unit-crop coordinates; NaN where unknown."""
+    detections: Tensor
+    """[N, 17, 2] the first stage's keypoints; the labels where there are none."""
+
+    @classmethod
+    def from_store(cls, store: PoseStore, device: torch.device, detections: Tensor | None = None) -> LifterSamples:
+        """Rows of a store that have 3D joints.
+
+        Raises:
+            ValueError: no row has.
+        """
+        pose3d = torch.from_numpy(store.pose3d)
+        rows = torch.isfinite(pose3d).all(2).all(1).nonzero().flatten()
+        if not len(rows):
+            raise ValueError(f"{store.path}: no row has 3D joints, so there is nothing to train the lifter on")
+        keypoints = unit_crop(torch.from_numpy(store.pose2d), store.image_size)
+        height, width = store.image_size
+        intrinsics = torch.from_numpy(store.intrinsics) + torch.tensor([0, 0, 0.5, 0.5])
+        intrinsics = intrinsics / torch.tensor([width, height, width, height])
+        detections = keypoints if detections is None else detections
+        return cls(*(t[rows].float().to(device) for t in (keypoints, pose3d, intrinsics, detections)))
+
+    def __len__(self) -> int:
+        return len(self.keypoints)
+
+
+def mirror(keypoints: Tensor, joints3d: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Mirror the chosen ``[B]`` samples: x changes sign, left and right change places."""
+    swap = list(FLIP_PERMUTATION)
+    mirrored2d = (keypoints * keypoints.new_tensor([-1, 1]) + keypoints.new_tensor([1, 0]))[:, swap]
+    mirrored3d = (joints3d * joints3d.new_tensor([-1, 1, 1]))[:, swap]
+    chosen = chosen[:, None, None]
+    return torch.where(chosen, mirrored2d, keypoints), torch.where(chosen, mirrored3d, joints3d)
+
+
+def quarter_turns(keypoints: Tensor, joints3d: Tensor, turns: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn samples by ``turns [B]`` quarters (clockwise on screen) about the crop's centre and the optical axis."""
+    cos = torch.tensor([1.0, 0.0, -1.0, 0.0], device=turns.device)[turns % 4]
+    sin = torch.tensor([0.0, 1.0, 0.0, -1.0], device=turns.device)[turns % 4]
+    rotation = torch.stack([cos, sin, -sin, cos], 1).view(-1, 2, 2)  # row vectors: (x, y) @ rotation; y points down
+    turned2d = (keypoints - 0.5) @ rotation + 0.5
+    turned3d = torch.cat([joints3d[..., :2] @ rotation, joints3d[..., 2:]], -1)
+    return turned2d, turned3d
+
+
+def virtual_view(keypoints: Tensor, pose3d: Tensor, intrinsics: Tensor, yaw: Tensor) -> tuple[Tensor, Tensor]:
+    """The same people turned by ``yaw [B]`` radians about a vertical axis through the hip, cropped as before.
+
+    The turned joints are projected by the sample's own camera, then moved and scaled so that their bounding box has the
+    old one's centre and larger side, as a crop around the person would.
+
+    Returns:
+        keypoints ``[B, 17, 2]`` (unit crop) and absolute ``pose3d [B, 17, 3]`` (mm).
+    """
+    zero, one, cos, sin = torch.zeros_like(yaw), torch.ones_like(yaw), yaw.cos(), yaw.sin()
+    rotation = torch.stack([cos, zero, -sin, zero, one, zero, sin, zero, cos], 1).view(-1, 3, 3)
+    turned = (pose3d - pose3d[:, :1]) @ rotation + pose3d[:, :1]
+    focal, centre = intrinsics[:, None, :2], intrinsics[:, None, 2:]
+    projected = turned[..., :2] / turned[..., 2:].clamp(min=1.0) * focal + centre
+    (old_centre, old_side), (new_centre, new_side) = _box(keypoints), _box(projected)
+    return (projected - new_centre) * (old_side / new_side) + old_centre, turned
+
+
+def _box(keypoints: Tensor) -> tuple[Tensor, Tensor]:
+    low, high = keypoints.amin(1, keepdim=True), keypoints.amax(1, keepdim=True)
+    return (low + high) / 2, (high - low).amax(2, keepdim=True).clamp(min=1e-6)
+
+
+def draw_samples(samples: LifterSamples, rows: Tensor, config: LifterConfig) -> tuple[Tensor, Tensor]:
+    """Inputs ``[B, 17, 2]`` (unit crop) and targets ``[B, 17, 3]`` (mm, root-relative) of rows, augmented."""
+    keypoints, pose3d = samples.keypoints[rows], samples.pose3d[rows]
+    chance = torch.rand(4, len(rows), device=rows.device)
+    if config.virtual_views:
+        intrinsics = samples.intrinsics[rows]
+        yaw = (torch.rand(len(rows), device=rows.device) * 2 - 1) * torch.pi
+        seen, turned = virtual_view(keypoints, pose3d, intrinsics, yaw)
+        chosen = ((chance[0] < config.virtual_views) & intrinsics.isfinite().all(1))[:, None, None]
+        keypoints, pose3d = torch.where(chosen, seen, keypoints), torch.where(chosen, turned, pose3d)
+    if config.jitter:
+        keypoints = keypoints + config.jitter * torch.randn_like(keypoints)
+    if config.input != "true_2d":
+        share = 0.5 if config.input == "mixture" else 1.0
+        detected = (chance[1] < share)[:, None, None]
+        keypoints = torch.where(detected, samples.detections[rows], keypoints)
+        pose3d = torch.where(detected, samples.pose3d[rows], pose3d)
+    joints3d = root_relative(pose3d)
+    if config.rotation:
+        turns = torch.where(chance[2] < 0.5, torch.where(chance[2] < 0.25, 1, 3), 0)
+        keypoints, joints3d = quarter_turns(keypoints, joints3d, turns)
+    if config.flip:
+        keypoints, joints3d = mirror(keypoints, joints3d, chance[3] < 0.5)
+    return keypoints, joints3d
+
+
+class LifterStage:
+    """What ``Fit`` trains second; see ``engine.Stage``."""
+
+    name = "lifter"
+    wait_seconds = 0.0  # samples are on the device already
+
+    def __init__(self, config: TrainConfig, train: LifterSamples, valid: LifterSamples, trained_on: str) -> None:
+        lifter = config.lifter
+        self.config, self.train, self.valid, self.trained_on = config, train, valid, trained_on
+        self.device = train.keypoints.device
+        torch.manual_seed(config.seed + 1)
+        self.model = build_lifter(width=lifter.width, blocks=lifter.blocks, dropout=lifter.dropout).to(self.device)
+        self.model.fit_statistics(*self._statistics_sample())
+        self.optimizer_config = lifter.optimizer
+        self.optimizer = make_optimizer(lifter.optimizer, self.model)
+        self.epochs = lifter.epochs
+        self.batch_size = min(lifter.batch_size, len(train))
+        self.steps_per_epoch = len(train) // self.batch_size
+        self.settings = {**asdict(lifter), "seed": config.seed, "poses": len(train)}
+
+    def _statistics_sample(self) -> tuple[Tensor, Tensor]:
+        """Statistics of what the network will see, augmentation included."""
+        rows = torch.arange(len(self.train), device=self.device)
+        return draw_samples(self.train, rows, self.config.lifter)
+
+    def batches(self, epoch: int, start: int) -> Iterator[tuple[Tensor]]:
+        generator = torch.Generator().manual_seed((self.config.seed << 32) + epoch)
+        order = torch.randperm(len(self.train), generator=generator).to(self.device)
+        for i in range(start, self.steps_per_epoch):
+            yield (order[i * self.batch_size : (i + 1) * self.batch_size],)
+
+    def step(self, batch: tuple[Tensor]) -> Tensor:
+        keypoints, joints3d = draw_samples(self.train, batch[0], self.config.lifter)
+        predicted = self.model.forward_normalized(keypoints)
+        loss = torch.nn.functional.mse_loss(predicted, self.model.normalize_output(joints3d))
+        loss.backward()
+        if self.optimizer_config.clip_norm:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.optimizer_config.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
+
+    def blame(self, batch: tuple[Tensor]) -> str:
+        return f"rows {batch[0].tolist()}"
+
+    def validate(self) -> dict[str, float]:
+        target = root_relative(self.valid.pose3d).cpu()
+        errors = {"true_2d": pose_errors(lift(self.model, self.valid.keypoints), target)["mpjpe_mm"]}
+        if self.config.lifter.input != "true_2d":
+            errors["detections"] = pose_errors(lift(self.model, self.valid.detections), target)["mpjpe_mm"]
+        return {f"mpjpe_{name}_mm": value for name, value in errors.items()}
+
+    def export(self, path: Path) -> None:
+        save_checkpoint(path, self.model, {"trained_on": self.trained_on, "joint_order": "h36m17"})
