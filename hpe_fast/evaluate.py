@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +13,11 @@ from torch import Tensor, nn
 from hpe_fast import metrics
 from hpe_fast.data.loader import ImageLoader
 from hpe_fast.data.store import PoseStore
-from hpe_fast.device import fast_dtype
-from hpe_fast.models import unit_crop
+from hpe_fast.device import fast_dtype, resolve_device
+from hpe_fast.files import atomic_path
+from hpe_fast.models import load_checkpoint, unit_crop
 from hpe_fast.ops import HeatmapCodec, Normalization, decode_heatmaps, prepare_images
+from hpe_fast.pipeline import weight_paths
 
 
 @dataclass(frozen=True)
@@ -80,3 +85,92 @@ def pose_errors(predicted: Tensor, target: Tensor) -> dict[str, float]:
         "mpjpe_mm": float(metrics.mpjpe(predicted, target)),
         "pa_mpjpe_mm": float(metrics.pa_mpjpe(predicted, target)),
     }
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Predictions for a store and their errors."""
+
+    detections: Detections
+    joints3d: Tensor
+    """[N, 17, 3] mm, root-relative: what the whole pipeline says of the rows of ``detections``."""
+    errors: dict
+    """The error keys of metrics.json."""
+
+
+def evaluate(detections: Detections, lifter: nn.Module, store: PoseStore, mean_pose: Tensor) -> Evaluation:
+    """Errors of the mean pose, of the lifter on true 2D, and of the whole pipeline (lifter on detections).
+
+    Args:
+        detections: of the store's pictures.
+        mean_pose: ``[17, 3]`` mm, root-relative mean of the training poses.
+    """
+    joints3d = lift(lifter, detections.keypoints)
+    rows = detections.rows.numpy()
+    target = root_relative(torch.from_numpy(store.pose3d[rows]))
+    known = torch.isfinite(target).all(2).all(1)
+    true_2d = lift(lifter, unit_crop(torch.from_numpy(store.pose2d[rows]), store.image_size))
+    guesses = {"mean_pose": mean_pose.expand_as(target), "lifter_true_2d": true_2d, "pipeline": joints3d}
+    poses = {name: pose_errors(guess[known], target[known]) for name, guess in guesses.items()}
+    errors = {key: {name: errors[key] for name, errors in poses.items()} for key in ("mpjpe_mm", "pa_mpjpe_mm")}
+    return Evaluation(detections, joints3d, {**errors, **detection_errors(detections, store)})
+
+
+def table(errors: dict) -> str:
+    """The errors as text for a person."""
+    rows = [
+        ("mean pose", "mean_pose"),
+        ("lifter on true 2D", "lifter_true_2d"),
+        ("whole pipeline", "pipeline"),
+    ]
+    lines = [f"{'':20}{'MPJPE mm':>12}{'PA-MPJPE mm':>14}"]
+    lines += [f"{label:20}{errors['mpjpe_mm'][key]:12.1f}{errors['pa_mpjpe_mm'][key]:14.1f}" for label, key in rows]
+    lines.append(f"2D: mean error {errors['epe2d_px']:.2f} px, PCK@0.2 torso {errors['pck2d_02_torso']:.3f}")
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Measure a trained run on a pose store."""
+
+    data: Path
+    """Pose store (.h5)."""
+    weights: str
+    """Run directory, or the name of bundled weights."""
+    json: Path | None = None
+    """Write the errors here as well."""
+    device: str = "auto"
+    batch_size: int = 32
+
+
+def main(argv: list[str] | None = None) -> int:
+    import tyro
+
+    config = tyro.cli(EvaluateConfig, args=argv)
+    try:
+        result = evaluate_weights(config)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(table(result.errors))
+    if config.json is not None:
+        with atomic_path(config.json) as temporary:
+            temporary.write_text(json.dumps(result.errors, indent=2) + "\n")
+    return 0
+
+
+def evaluate_weights(config: EvaluateConfig) -> Evaluation:
+    """Load both networks of a run and measure them on a store."""
+    device = resolve_device(config.device)
+    detector_path, lifter_path = weight_paths(config.weights)
+    detector, lifter = load_checkpoint(detector_path).to(device), load_checkpoint(lifter_path).to(device)
+    codec = HeatmapCodec(**detector.metadata["codec"])
+    normalization = Normalization(**detector.metadata["normalization"])
+    store = PoseStore(config.data)
+    loader = ImageLoader(store, config.batch_size, image_size=codec.image_size, device=device)
+    detections = detect(detector, loader, codec, normalization)
+    return evaluate(detections, lifter, store, torch.tensor(lifter.metadata["mean_pose"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -29,7 +29,7 @@ class Progress:
     seconds: float = 0.0
     wait_seconds: float = 0.0
     samples: int = 0
-    best: float | None = None
+    loss: float = 0.0  # mean over the steps before the last log point
     history: list[dict[str, float]] = field(default_factory=list)
 
 

@@ -111,8 +111,8 @@ class TrainConfig:
     """Capture the step in a CUDA graph."""
     skip_bad: bool = False
     """Leave out pictures that are damaged instead of stopping."""
-    checkpoint_minutes: float = 10.0
-    """Time between checkpoints inside an epoch, minutes."""
+    checkpoint_minutes: float = 5.0
+    """Time between checkpoints, minutes; one more is written at the end of a stage and on SIGINT or SIGTERM."""
     detector: DetectorConfig = field(default_factory=DetectorConfig)
     lifter: LifterConfig = field(default_factory=LifterConfig)
 
@@ -158,7 +158,12 @@ PRESETS: dict[str, TrainConfig] = {
             codec="unbiased", batch_size=128, epochs=12, optimizer=OptimizerConfig(learning_rate=2e-3)
         ),
         lifter=LifterConfig(
-            input="mixture", flip=True, jitter=0.005, batch_size=4096, epochs=60, optimizer=OptimizerConfig(learning_rate=2e-3)
+            input="mixture",
+            flip=True,
+            jitter=0.005,
+            batch_size=4096,
+            epochs=60,
+            optimizer=OptimizerConfig(learning_rate=2e-3),
         ),
     ),
 }

@@ -13,7 +13,7 @@ from hpe_fast.data.augment import AUGMENTATIONS
 from hpe_fast.data.loader import ImageLoader
 from hpe_fast.data.store import PoseStore
 from hpe_fast.device import fast_dtype
-from hpe_fast.evaluate import detect, detection_errors
+from hpe_fast.evaluate import Detections, detect, detection_errors
 from hpe_fast.models import build_model, save_checkpoint
 from hpe_fast.ops import (
     IMAGENET,
@@ -45,6 +45,38 @@ def backward(heatmaps: Tensor | list[Tensor], keypoints: Tensor, weights: Tensor
     return torch.stack([loss for loss, _, _ in parts]).sum()
 
 
+def make_loader(store: PoseStore, config: TrainConfig, device: torch.device, **options: object) -> ImageLoader:
+    """Pictures of a store at the network's size, as a run's settings want them."""
+    return ImageLoader(
+        store,
+        config.detector.batch_size,
+        image_size=codec_of(config.detector).image_size,
+        seed=config.seed,
+        device=device,
+        threads=torch.get_num_threads(),
+        skip_bad=config.skip_bad,
+        **options,
+    )
+
+
+def detect_store(model: nn.Module, store: PoseStore, config: TrainConfig, device: torch.device) -> Detections:
+    """What the detector finds in every picture of a store, without augmentation."""
+    detector = config.detector
+    loader = make_loader(store, config, device)
+    return detect(model, loader, codec_of(detector), NORMALIZATIONS[detector.normalization], amp=config.amp)
+
+
+@torch.no_grad()
+def heatmaps_of(
+    model: nn.Module, store: PoseStore, rows: list[int], config: TrainConfig, device: torch.device
+) -> Tensor:
+    """Heatmaps ``[len(rows), 17, H, W]`` float32 on the CPU, for figures."""
+    pictures = torch.stack([torch.from_numpy(store.image(row)) for row in rows]).to(device)
+    images = prepare_images(pictures, NORMALIZATIONS[config.detector.normalization])
+    images = nn.functional.interpolate(images, codec_of(config.detector).image_size, mode="bilinear", antialias=True)
+    return model.eval()(images).float().cpu()
+
+
 class DetectorStage:
     """What ``Fit`` trains first; see ``engine.Stage``."""
 
@@ -60,27 +92,14 @@ class DetectorStage:
         self.optimizer_config = detector.optimizer
         self.optimizer = make_optimizer(detector.optimizer, self.model)
         self.epochs = detector.epochs
-        self.loader = self._loader(train, augmentation=AUGMENTATIONS[detector.augmentation], shuffle=True, drop_last=True)
-        self.valid_loader = self._loader(valid)
+        augmentation = AUGMENTATIONS[detector.augmentation]
+        self.loader = make_loader(train, config, device, augmentation=augmentation, shuffle=True, drop_last=True)
         self.steps_per_epoch = len(self.loader)
         if not self.steps_per_epoch:
             raise ValueError(f"{train.path}: {len(train)} pictures are fewer than one batch of {detector.batch_size}")
         self.settings = {**asdict(detector), "seed": config.seed, "pictures": len(train), "amp": config.amp}
         graphed = device.type == "cuda" and config.graph
         self._run = GraphedStep(self._step) if graphed else self._step
-
-    def _loader(self, store: PoseStore, **options: object) -> ImageLoader:
-        detector = self.config.detector
-        return ImageLoader(
-            store,
-            detector.batch_size,
-            image_size=self.codec.image_size,
-            seed=self.config.seed,
-            device=self.device,
-            threads=max(1, torch.get_num_threads()),
-            skip_bad=self.config.skip_bad,
-            **options,
-        )
 
     @property
     def wait_seconds(self) -> float:
@@ -113,13 +132,8 @@ class DetectorStage:
     def blame(self, batch: tuple[Tensor | None, ...]) -> str:
         return f"rows {batch[6].tolist()} of {self.loader.store.path}"
 
-    def detect(self, store: PoseStore):
-        """Detections in every picture of a store, without augmentation."""
-        return detect(self.model, self._loader(store), self.codec, self.normalization, amp=self.config.amp)
-
     def validate(self) -> dict[str, float]:
-        found = detect(self.model, self.valid_loader, self.codec, self.normalization, amp=self.config.amp)
-        return detection_errors(found, self.valid)
+        return detection_errors(detect_store(self.model, self.valid, self.config, self.device), self.valid)
 
     def export(self, path: Path) -> None:
         save_checkpoint(path, self.model, detector_metadata(self.config.detector, str(self.loader.store.path)))

@@ -230,25 +230,23 @@ class Fit:
         with _Signals() as self._signals:
             while self.progress.epoch < self.stage.epochs:
                 self._epoch()
+            self._save()
         return self.progress
 
     def _epoch(self) -> None:
         stage, progress = self.stage, self.progress
         stage.model.train()
         losses = _Losses()
-        mean, count = 0.0, 0
         for batch in self._bar(self._timed(stage.batches(progress.epoch, progress.iteration))):
             rate = learning_rate(stage.optimizer_config, progress.step, stage.epochs * stage.steps_per_epoch)
             set_learning_rate(stage.optimizer, rate)
             losses.add(progress.step, stage.step(batch), batch)
             progress.step += 1
             progress.iteration += 1
-            if progress.step % LOG_EVERY == 0:
-                mean, count = self._log(losses.mean(stage), rate, mean, count)
+            if progress.step % LOG_EVERY == 0 or progress.iteration == stage.steps_per_epoch:
+                self._log(losses.mean(stage), rate)
             self._checkpoint_if_due()
-        if losses._losses:
-            mean, count = self._log(losses.mean(stage), rate, mean, count)
-        self._end_epoch(mean)
+        self._end_epoch()
 
     def _timed(self, batches: Iterable) -> Iterator:
         """Adds up samples, and the time from one batch to the next, of which the loader says what was waiting."""
@@ -269,15 +267,15 @@ class Fit:
         with tqdm(batches, desc=description, total=total, initial=start, leave=False, dynamic_ncols=True) as self._tqdm:
             yield from self._tqdm
 
-    def _log(self, loss: float, rate: float, mean: float, count: int) -> tuple[float, int]:
+    def _log(self, loss: float, rate: float) -> None:
         progress = self.progress
+        progress.loss = loss
         wait = progress.wait_seconds / max(progress.seconds, 1e-9)
         speed = progress.samples / max(progress.seconds, 1e-9)
         self._tqdm.set_postfix_str(f"loss {loss:.4g}, {speed:.0f}/s, wait {wait:.0%}")
         if self.writer is not None:
             for name, value in (("loss", loss), ("learning_rate", rate), ("samples_per_s", speed), ("data_wait", wait)):
                 self.writer.add_scalar(f"{self.stage.name}/{name}", value, progress.step)
-        return (mean * count + loss) / (count + 1), count + 1
 
     def _checkpoint_if_due(self) -> None:
         if self._signals.received is not None:
@@ -288,16 +286,15 @@ class Fit:
 
     def _save(self) -> None:
         save_state(self.state_path, self.stage.model, self.stage.optimizer, self.progress, self.stage.settings)
+        self.stage.export(self.folder / f"{self.stage.name}.safetensors")
         self._saved_at = time.monotonic()
 
-    def _end_epoch(self, loss: float) -> None:
+    def _end_epoch(self) -> None:
         stage, progress = self.stage, self.progress
         stage.model.eval()
-        metrics = {"loss": loss, **stage.validate()}
+        metrics = {"loss": progress.loss, **stage.validate()}
         progress.epoch, progress.iteration = progress.epoch + 1, 0
         progress.history.append({"epoch": progress.epoch, **metrics})
-        self._save()
-        stage.export(self.folder / f"{stage.name}.safetensors")
         if self.writer is not None:
             for name, value in metrics.items():
                 self.writer.add_scalar(f"{stage.name}/epoch_{name}", value, progress.epoch)

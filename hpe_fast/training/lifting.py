@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hpe_fast.data.store import PoseStore
-from hpe_fast.evaluate import lift, pose_errors, root_relative
+from hpe_fast.evaluate import Detections, lift, pose_errors, root_relative
 from hpe_fast.models import lifter as build_lifter
 from hpe_fast.models import save_checkpoint, unit_crop
 from hpe_fast.skeleton import FLIP_PERMUTATION
@@ -32,22 +32,25 @@ class LifterSamples:
     """[N, 17, 2] the first stage's keypoints; the labels where there are none."""
 
     @classmethod
-    def from_store(cls, store: PoseStore, device: torch.device, detections: Tensor | None = None) -> LifterSamples:
-        """Rows of a store that have 3D joints.
+    def from_store(cls, store: PoseStore, device: torch.device, found: Detections | None = None) -> LifterSamples:
+        """Rows of a store that have 3D joints (and were not left out of ``found``).
 
         Raises:
             ValueError: no row has.
         """
         pose3d = torch.from_numpy(store.pose3d)
-        rows = torch.isfinite(pose3d).all(2).all(1).nonzero().flatten()
-        if not len(rows):
-            raise ValueError(f"{store.path}: no row has 3D joints, so there is nothing to train the lifter on")
+        known = torch.isfinite(pose3d).all(2).all(1)
         keypoints = unit_crop(torch.from_numpy(store.pose2d), store.image_size)
+        detections = keypoints
+        if found is not None:
+            detections = keypoints.index_copy(0, found.rows, found.keypoints)
+            known &= torch.zeros(len(store), dtype=torch.bool).index_fill(0, found.rows, True)
+        if not known.any():
+            raise ValueError(f"{store.path}: no row has 3D joints, so there is nothing to train the lifter on")
         height, width = store.image_size
         intrinsics = torch.from_numpy(store.intrinsics) + torch.tensor([0, 0, 0.5, 0.5])
         intrinsics = intrinsics / torch.tensor([width, height, width, height])
-        detections = keypoints if detections is None else detections
-        return cls(*(t[rows].float().to(device) for t in (keypoints, pose3d, intrinsics, detections)))
+        return cls(*(t[known].float().to(device) for t in (keypoints, pose3d, intrinsics, detections)))
 
     def __len__(self) -> int:
         return len(self.keypoints)
@@ -174,4 +177,6 @@ class LifterStage:
         return {f"mpjpe_{name}_mm": value for name, value in errors.items()}
 
     def export(self, path: Path) -> None:
-        save_checkpoint(path, self.model, {"trained_on": self.trained_on, "joint_order": "h36m17"})
+        mean_pose = root_relative(self.train.pose3d).mean(0).tolist()
+        metadata = {"trained_on": self.trained_on, "joint_order": "h36m17", "mean_pose": mean_pose}
+        save_checkpoint(path, self.model, metadata)

@@ -1,0 +1,209 @@
+"""A whole run: data, first stage, its detections, second stage, evaluation, figures; all in one run directory."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import hpe_fast
+from hpe_fast import plots
+from hpe_fast.data.converters import open_dataset
+from hpe_fast.data.sample import bundled_sample
+from hpe_fast.data.store import PoseStore
+from hpe_fast.device import cpu_count, resolve_device
+from hpe_fast.evaluate import Detections, Evaluation, detection_errors, evaluate, root_relative, table
+from hpe_fast.files import atomic_path
+from hpe_fast.models import load_checkpoint
+from hpe_fast.training.checkpoint import Progress
+from hpe_fast.training.config import TrainConfig
+from hpe_fast.training.detector import DetectorStage, detect_store, heatmaps_of
+from hpe_fast.training.engine import Fit, Stage
+from hpe_fast.training.lifting import LifterSamples, LifterStage
+
+logger = logging.getLogger("hpe_fast.train")
+
+
+def train(config: TrainConfig) -> dict[str, Any]:
+    """Train, evaluate and draw; returns the content of metrics.json.
+
+    Raises:
+        ValueError, OSError: bad settings or data, with the culprit named.
+        TrainingDiverged: the loss is no longer finite.
+        Interrupted: SIGINT or SIGTERM; the state is saved.
+    """
+    started = time.monotonic()
+    device = resolve_device(config.device)
+    torch.set_num_threads(config.threads or cpu_count())
+    folder = run_directory(config)
+    _start_log(folder)
+    train_path, valid_path = _open_data(config, folder)
+    train_store, valid_store = PoseStore(train_path), PoseStore(valid_path)
+    logger.info("%s: %d training and %d validation rows on %s", folder, len(train_store), len(valid_store), device)
+    _write_json(folder / "config.json", {"version": hpe_fast.__version__, **asdict(config)})
+    run = _Run(config, folder, device, train_store, valid_store)
+    metrics = {**run.train(), "device": _device_name(device), "seconds": time.monotonic() - started}
+    _write_json(folder / "metrics.json", metrics)
+    return metrics
+
+
+class _Run:
+    """The two stages and what passes between them."""
+
+    def __init__(self, config: TrainConfig, folder: Path, device: torch.device, train: PoseStore, valid: PoseStore):
+        self.config, self.folder, self.device = config, folder, device
+        self.stores = {"train": train, "valid": valid}
+        self.progress: dict[str, Progress] = {}
+
+    def train(self) -> dict[str, Any]:
+        detector = self._detector()
+        found = None if detector is None else self._detect(detector, "valid")
+        errors: dict[str, Any] = {} if found is None else detection_errors(found, self.stores["valid"])
+        if self.config.stage != "hrnet":
+            lifter = self._lifter(detector, found)
+            if found is not None:
+                mean_pose = torch.tensor(lifter.metadata["mean_pose"])
+                evaluation = evaluate(found, lifter, self.stores["valid"], mean_pose)
+                errors = evaluation.errors
+                self._draw_predictions(detector, evaluation)
+                logger.info("\n%s", table(errors))
+        plots.curves({name: progress.history for name, progress in self.progress.items()}, self.folder / "curves.png")
+        return {**errors, **_speeds(self.progress)}
+
+    def _fit(self, stage: Stage) -> None:
+        with _tensorboard(self.folder) as writer:
+            fit = Fit(
+                stage,
+                self.folder,
+                log=logger.info,
+                writer=writer,
+                resume=self.config.resume,
+                checkpoint_minutes=self.config.checkpoint_minutes,
+            )
+            self.progress[stage.name] = fit.run()
+
+    def _detector(self) -> nn.Module | None:
+        """Trained now, or for ``--stage lifter`` the one in the run directory, if there is one."""
+        path = self.folder / "hrnet.safetensors"
+        if self.config.stage != "lifter":
+            self._fit(DetectorStage(self.config, self.stores["train"], self.stores["valid"], self.device))
+        elif not path.exists():
+            return None
+        return load_checkpoint(path).to(self.device)
+
+    def _detect(self, detector: nn.Module, split: str) -> Detections:
+        logger.info("detecting joints in the %s pictures", {"train": "training", "valid": "validation"}[split])
+        return detect_store(detector, self.stores[split], self.config, self.device)
+
+    def _lifter(self, detector: nn.Module | None, found: Detections | None) -> nn.Module:
+        needs_detections = self.config.lifter.input != "true_2d"
+        if needs_detections and detector is None:
+            raise ValueError(
+                f"--lifter.input {self.config.lifter.input} needs a trained detector, but there is no "
+                f"{self.folder / 'hrnet.safetensors'}: train it first, or use --lifter.input true_2d"
+            )
+        train_found = self._detect(detector, "train") if needs_detections else None
+        train = LifterSamples.from_store(self.stores["train"], self.device, train_found)
+        valid = LifterSamples.from_store(self.stores["valid"], self.device, found)
+        self._fit(LifterStage(self.config, train, valid, trained_on=str(self.stores["train"].path)))
+        return load_checkpoint(self.folder / "lifter.safetensors").to(self.device)
+
+    def _draw_predictions(self, detector: nn.Module, evaluation: Evaluation, count: int = 8) -> None:
+        store = self.stores["valid"]
+        chosen = torch.linspace(0, len(evaluation.joints3d) - 1, min(count, len(evaluation.joints3d))).long()
+        rows = evaluation.detections.rows[chosen].tolist()
+        height, width = store.image_size
+        plots.predictions_figure(
+            [store.image(row) for row in rows],
+            heatmaps_of(detector, store, rows, self.config, self.device),
+            store.pose2d[rows],
+            evaluation.detections.keypoints[chosen].numpy() * [width, height] - 0.5,
+            root_relative(torch.from_numpy(store.pose3d[rows])).numpy(),
+            evaluation.joints3d[chosen].numpy(),
+            path=self.folder / "predictions.png",
+        )
+
+
+def run_directory(config: TrainConfig) -> Path:
+    """``--out``, or a new folder under runs/, or with ``--resume`` the newest one there.
+
+    Raises:
+        ValueError: nothing to resume, or ``--out`` already holds a run and ``--resume`` was not given.
+    """
+    if config.out is not None:
+        started = (config.out / "config.json").exists()
+        if started and not config.resume and config.stage != "lifter":
+            raise ValueError(f"--out {config.out} already holds a run: go on with --resume, or choose another folder")
+        return config.out
+    if config.resume:
+        runs = sorted(Path("runs").glob("*/config.json"), key=lambda path: path.stat().st_mtime)
+        if not runs:
+            raise ValueError("--resume: there is no run under runs/; name one with --out")
+        return runs[-1].parent
+    return Path("runs") / f"{config.preset}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _open_data(config: TrainConfig, folder: Path) -> tuple[Path, Path]:
+    if config.data is not None:
+        return open_dataset(config.data, cache=folder / "data")
+    sample = bundled_sample()
+    return sample["train"], sample["valid"]
+
+
+def _start_log(folder: Path) -> None:
+    """Lines go to the terminal, around the progress bar, and to train.log."""
+    folder.mkdir(parents=True, exist_ok=True)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+    file = logging.FileHandler(folder / "train.log")
+    file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logger.addHandler(file)
+    logger.addHandler(_TqdmHandler())
+
+
+class _TqdmHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(self.format(record))
+
+
+@contextmanager
+def _tensorboard(folder: Path) -> Iterator[Any]:
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(folder / "tensorboard")) as writer:
+        yield writer
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, default=str) + "\n")
+
+
+def _speeds(progress: dict[str, Progress]) -> dict[str, float | None]:
+    def rate(name: str) -> float | None:
+        stage = progress.get(name)
+        return stage.samples / stage.seconds if stage and stage.seconds else None
+
+    detector = progress.get("hrnet")
+    wait = detector.wait_seconds / detector.seconds if detector and detector.seconds else None
+    return {"hrnet_img_per_s": rate("hrnet"), "lifter_samples_per_s": rate("lifter"), "data_wait_share": wait}
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
