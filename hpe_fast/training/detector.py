@@ -112,7 +112,7 @@ class DetectorStage:
     def step(self, batch: tuple[Tensor | None, ...]) -> Tensor:
         return self._run(*batch)
 
-    def _step(self, images, keypoints, weights, color, noise_std, sample_ids, rows) -> Tensor:  # noqa: ARG002
+    def _step(self, images, keypoints, weights, color, noise_std, sample_ids, rows) -> Tensor:
         pictures = prepare_images(
             images,
             self.normalization,

@@ -1,4 +1,4 @@
-"""The training loop both stages share: schedule, step (captured in a CUDA graph where there is one), checkpoints, progress."""
+"""The training loop both stages share: schedule, step (a CUDA graph where there is one), checkpoints, progress."""
 
 from __future__ import annotations
 
