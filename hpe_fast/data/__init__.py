@@ -1,0 +1,1 @@
+"""Pose stores, augmentation and the DALI loader."""
