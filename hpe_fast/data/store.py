@@ -15,8 +15,8 @@ Datasets (N rows, 17 joints in the order of :mod:`hpe_fast.skeleton`):
 ``/name``             S [N]         UTF-8 name of the picture
 ====================  ============  =============================================================================
 
-Attributes: ``format``, ``version``, ``image_size`` (height, width), ``joints``, ``units``, ``coordinates``, and whatever
-the writer was given.
+Attributes: ``format``, ``version``, ``image_size`` (height, width), ``joints``, ``units``, ``coordinates``, and
+whatever the writer was given.
 """
 
 from __future__ import annotations
@@ -31,62 +31,28 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hpe_fast.data.schema import (
+    COORDINATES,
+    FORMAT,
+    LABELS,
+    TABLES,
+    UNITS,
+    VERSION,
+    DataError,
+    describe_jpeg,
+    format_size,
+    jpeg_size,
+)
 from hpe_fast.files import atomic_path
 from hpe_fast.skeleton import JOINTS, NUM_JOINTS
 
 if TYPE_CHECKING:
     import h5py
 
-FORMAT = "hpe_fast pose store"
-VERSION = 1
-UNITS = "pose2d and intrinsics: pixels; pose3d: millimetres"
-COORDINATES = "index: the centre of the top-left pixel is (0, 0), x before y; camera x right, y down, z forward"
-    "index coordinates: the centre of the top-left pixel is (0, 0), x before y; camera x right, y down, z forward"
-)
-
-#: Dtype and shape of a row of each label.
-LABELS: dict[str, tuple[str, tuple[int, ...]]] = {
-    "pose2d": ("<f4", (NUM_JOINTS, 2)),
-    "visible": ("|u1", (NUM_JOINTS,)),
-    "pose3d": ("<f4", (NUM_JOINTS, 3)),
-    "intrinsics": ("<f4", (4,)),
-    "frame": ("<i8", ()),
-    "crc32": ("<u4", ()),
-    "subject": ("<i4", ()),
-    "action": ("<i4", ()),
-    "camera": ("<i4", ()),
-}
-#: Labels that are rows of a table of names.
-TABLES = ("subject", "action", "camera")
+__all__ = ["DataError", "PoseStore", "PoseStoreWriter", "jpeg_size"]
 
 _ROW = np.dtype([(name, dtype, shape) for name, (dtype, shape) in LABELS.items()] + [("end", "<i8")])
 _COPY_BYTES = 8 << 20
-
-
-class DataError(ValueError):
-    """Data that cannot be used; the message names the file and, where there is one, the row."""
-
-
-def jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """``(height, width)`` from the frame header of a JPEG, ``None`` if there is none.
-
-    Example:
-        >>> jpeg_size(b"not a picture") is None
-        True
-    """
-    if data[:2] != b"\xff\xd8":
-        return None
-    position = 2
-    while position + 9 <= len(data) and data[position] == 0xFF:
-        marker = data[position + 1]
-        if marker == 0xFF:  # padding before a marker
-            position += 1
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = data[position + 5 : position + 7], data[position + 7 : position + 9]
-            return int.from_bytes(height, "big"), int.from_bytes(width, "big")
-        else:
-            position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    return None
 
 
 class PoseStore:
@@ -210,7 +176,9 @@ class PoseStore:
         if zlib.crc32(data) != int(self.crc32[row]):
             raise DataError(f"{self.path}: row {row}: checksum of the picture differs, the file is damaged")
         if jpeg_size(data) != self.image_size:
-            raise DataError(f"{self.path}: row {row}: {_describe(data)}, want a JPEG of {_format(self.image_size)}")
+            raise DataError(
+                f"{self.path}: row {row}: {describe_jpeg(data)}, want a JPEG of {format_size(self.image_size)}"
+            )
         return data
 
     def image(self, row: int) -> np.ndarray:
@@ -401,7 +369,7 @@ class PoseStoreWriter:
         if len(self) and (jpeg is None) != (self._end == 0):
             raise ValueError(f"{self.path}: row {len(self)}: jpeg must be given for every row or for none")
         if jpeg is not None and jpeg_size(jpeg) != self.image_size:
-            found = f"{_describe(jpeg)}, want a JPEG of {_format(self.image_size)}"
+            found = f"{describe_jpeg(jpeg)}, want a JPEG of {format_size(self.image_size)}"
             raise ValueError(f"{self.path}: row {len(self)}: jpeg is {found}")
         return jpeg or b""
 
@@ -452,12 +420,3 @@ def _encoded(names: list[bytes]) -> np.ndarray:
 
 def _decoded(names: np.ndarray) -> list[str]:
     return [name.decode() for name in names.tolist()]
-
-
-def _describe(data: bytes) -> str:
-    size = jpeg_size(data)
-    return "not a JPEG" if size is None else _format(size)
-
-
-def _format(size: tuple[int, int]) -> str:
-    return f"{size[1]}x{size[0]} pixels"
