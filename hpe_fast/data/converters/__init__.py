@@ -1,0 +1,8 @@
+"""Any copy of Human3.6M (and COCO's 2D poses) as pose stores."""
+
+from __future__ import annotations
+
+from hpe_fast.data.converters.conversion import LAYOUTS, SPLITS, convert, detect_layout
+from hpe_fast.data.converters.shards import ConvertOptions
+
+__all__ = ["LAYOUTS", "SPLITS", "ConvertOptions", "convert", "detect_layout"]
