@@ -6,7 +6,7 @@ checkpoint said about it.
 
 from hpe_fast.models.checkpoints import CheckpointError, build_model, load_checkpoint, save_checkpoint
 from hpe_fast.models.hrnet import HRNet, hrnet, hrnet_paper, hrnet_tiny, hrnet_w32, hrnet_w48
-from hpe_fast.models.lifter import Lifter, lifter
+from hpe_fast.models.lifter import Lifter, from_unit_crop, lifter, unit_crop
 from hpe_fast.models.resnet import SimpleBaseline, simple_baseline
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Lifter",
     "SimpleBaseline",
     "build_model",
+    "from_unit_crop",
     "hrnet",
     "hrnet_paper",
     "hrnet_tiny",
@@ -24,4 +25,5 @@ __all__ = [
     "load_checkpoint",
     "save_checkpoint",
     "simple_baseline",
+    "unit_crop",
 ]

@@ -160,3 +160,34 @@ def lifter(
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must be in [0, 1), got {dropout!r}")
     return Lifter(in_joints, out_joints, width, blocks, float(dropout))
+
+
+def unit_crop(keypoints: Tensor, size: tuple[int, int]) -> Tensor:
+    """Pixels of a crop to crop units, what the lifter takes.
+
+    Args:
+        keypoints: ``[..., 2]``, index coordinates (the centre of the top-left pixel is (0, 0)).
+        size: ``(height, width)`` of the crop, pixels.
+
+    Returns:
+        ``[..., 2]``: 0 is the left (upper) edge of the crop, 1 the right (lower) one.
+
+    Example:
+        >>> import torch
+        >>> unit_crop(torch.tensor([-0.5, 255.5]), (256, 256))
+        tensor([0., 1.])
+    """
+    height, width = size
+    return (keypoints + 0.5) / keypoints.new_tensor([width, height])
+
+
+def from_unit_crop(keypoints: Tensor, size: tuple[int, int]) -> Tensor:
+    """Crop units to pixels of a crop of ``size`` (height, width); the inverse of ``unit_crop``.
+
+    Example:
+        >>> import torch
+        >>> from_unit_crop(torch.tensor([0.0, 1.0]), (256, 256))
+        tensor([ -0.5000, 255.5000])
+    """
+    height, width = size
+    return keypoints * keypoints.new_tensor([width, height]) - 0.5
