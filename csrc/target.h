@@ -6,9 +6,9 @@
 #include "kernels.h"
 
 #ifdef __CUDACC__
-#define HPE_HOST_DEVICE __host__ __device__ __forceinline__
+#define HPE_HOST_DEVICE static __host__ __device__ __forceinline__
 #else
-#define HPE_HOST_DEVICE inline
+#define HPE_HOST_DEVICE static inline  // internal: each file owns its copy, whatever instruction set it is compiled for
 #endif
 
 namespace hpe {
