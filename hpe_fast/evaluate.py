@@ -15,7 +15,7 @@ from hpe_fast.data.loader import ImageLoader
 from hpe_fast.data.store import PoseStore
 from hpe_fast.device import fast_dtype, resolve_device
 from hpe_fast.files import atomic_path
-from hpe_fast.models import load_checkpoint, unit_crop
+from hpe_fast.models import from_unit_crop, load_checkpoint, unit_crop
 from hpe_fast.ops import HeatmapCodec, Normalization, decode_heatmaps, prepare_images
 from hpe_fast.pipeline import weight_paths
 
@@ -55,8 +55,7 @@ def detect(
 
 def detection_errors(detections: Detections, store: PoseStore) -> dict[str, float]:
     """2D errors: ``epe2d_px`` in pixels of the store's pictures, ``pck2d_02_torso`` as a share of visible joints."""
-    height, width = store.image_size
-    predicted = detections.keypoints.double() * torch.tensor([width, height]) - 0.5
+    predicted = from_unit_crop(detections.keypoints, store.image_size)
     rows = detections.rows.numpy()
     target = torch.from_numpy(store.pose2d[rows])
     visible = torch.from_numpy(store.visible[rows]) > 0

@@ -158,7 +158,7 @@ class LifterStage:
     def step(self, batch: tuple[Tensor]) -> Tensor:
         keypoints, joints3d = draw_samples(self.train, batch[0], self.config.lifter)
         predicted = self.model.forward_normalized(keypoints)
-        loss = torch.nn.functional.mse_loss(predicted, self.model.normalize_output(joints3d))
+        loss = torch.nn.functional.mse_loss(predicted, self.model.normalize_joints(joints3d))
         loss.backward()
         if self.optimizer_config.clip_norm:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.optimizer_config.clip_norm)

@@ -23,7 +23,7 @@ from hpe_fast.data.store import PoseStore
 from hpe_fast.device import cpu_count, resolve_device
 from hpe_fast.evaluate import Detections, Evaluation, detection_errors, evaluate, root_relative, table
 from hpe_fast.files import atomic_path
-from hpe_fast.models import load_checkpoint
+from hpe_fast.models import from_unit_crop, load_checkpoint
 from hpe_fast.training.checkpoint import Progress
 from hpe_fast.training.config import TrainConfig
 from hpe_fast.training.detector import DetectorStage, detect_store, heatmaps_of
@@ -121,12 +121,11 @@ class _Run:
         store = self.stores["valid"]
         chosen = torch.linspace(0, len(evaluation.joints3d) - 1, min(count, len(evaluation.joints3d))).long()
         rows = evaluation.detections.rows[chosen].tolist()
-        height, width = store.image_size
         plots.predictions_figure(
             [store.image(row) for row in rows],
             heatmaps_of(detector, store, rows, self.config, self.device),
             store.pose2d[rows],
-            evaluation.detections.keypoints[chosen].numpy() * [width, height] - 0.5,
+            from_unit_crop(evaluation.detections.keypoints[chosen], store.image_size).numpy(),
             root_relative(torch.from_numpy(store.pose3d[rows])).numpy(),
             evaluation.joints3d[chosen].numpy(),
             path=self.folder / "predictions.png",

@@ -1,0 +1,253 @@
+"""The training loop: schedules, checkpoints that lose nothing, a whole run on a small store."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hpe_fast.training.checkpoint import CheckpointError, Progress, restore_state, save_state
+from hpe_fast.training.config import PRESETS, OptimizerConfig, codec_of, preset
+from hpe_fast.training.engine import Fit, Interrupted, TrainingDiverged, learning_rate, make_optimizer
+
+
+class ToyStage:
+    """A linear regression with dropout, so that random state matters too."""
+
+    name = "toy"
+    wait_seconds = 0.0
+    steps_per_epoch = 5
+
+    def __init__(self, epochs: int = 4, nan_at: int | None = None, stop_at: int | None = None, optimizer="adamw") -> None:
+        torch.manual_seed(0)
+        self.model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 1))
+        self.optimizer_config = OptimizerConfig(name=optimizer, learning_rate=0.01)
+        self.optimizer = make_optimizer(self.optimizer_config, self.model)
+        self.epochs, self.nan_at, self.stop_at, self.steps = epochs, nan_at, stop_at, 0
+        self.settings = {"epochs": epochs, "optimizer": optimizer}
+
+    def batches(self, epoch, start):
+        generator = torch.Generator().manual_seed(epoch)
+        data = torch.randn(self.steps_per_epoch, 16, 4, generator=generator)
+        for i in range(start, self.steps_per_epoch):
+            yield (data[i],)
+
+    def step(self, batch):
+        loss = (self.model(batch[0]) - batch[0].sum(1, keepdim=True)).square().mean()
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.steps += 1
+        if self.steps == self.stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss.detach() * (float("nan") if self.steps == self.nan_at else 1.0)
+
+    def blame(self, batch):
+        return f"rows with sum {batch[0].sum():.3f}"
+
+    def validate(self):
+        return {"weight": float(self.model[0].weight.detach().sum())}
+
+    def export(self, path):
+        path.write_bytes(b"weights")
+
+
+def weights(stage):
+    return {name: value.clone() for name, value in stage.model.state_dict().items()}
+
+
+def assert_same(a, b):
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("stop_at", [1, 5, 7, 19])
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path, stop_at, optimizer):
+    whole = ToyStage(optimizer=optimizer)
+    history = Fit(whole, tmp_path / "whole").run().history
+    broken = ToyStage(stop_at=stop_at, optimizer=optimizer)
+    with pytest.raises(Interrupted, match=f"saved at step {stop_at}"):
+        Fit(broken, tmp_path / "broken").run()
+    resumed = ToyStage(optimizer=optimizer)
+    torch.manual_seed(99)  # another process would stand somewhere else in its random numbers
+    progress = Fit(resumed, tmp_path / "broken", resume=True).run()
+    assert_same(weights(whole), weights(resumed))
+    assert progress.step == whole.epochs * whole.steps_per_epoch
+    assert [h["weight"] for h in progress.history] == [h["weight"] for h in history]
+
+
+@pytest.fixture(autouse=True)
+def folders(tmp_path):
+    for name in ("whole", "broken", "run"):
+        (tmp_path / name).mkdir()
+
+
+def test_signal_handlers_are_put_back(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    Fit(ToyStage(epochs=1), tmp_path / "run").run()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_loss_that_is_no_number_names_step_and_samples(tmp_path):
+    stage = ToyStage(nan_at=8)
+    bad = next(iter(stage.batches(1, 2)))[0].sum()
+    with pytest.raises(TrainingDiverged, match=rf"toy: the loss is nan at step 7, samples rows with sum {bad:.3f}"):
+        Fit(stage, tmp_path / "run").run()
+
+
+def test_a_full_disk_leaves_the_checkpoint_of_before(tmp_path, monkeypatch):
+    stage = ToyStage()
+    path = tmp_path / "run" / "toy.state.pt"
+    save_state(path, stage.model, stage.optimizer, Progress(step=3), stage.settings)
+    before = path.read_bytes()
+
+    def full(_state, file):
+        with open(file, "wb") as out:
+            out.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space"):
+        save_state(path, stage.model, stage.optimizer, Progress(step=4), stage.settings)
+    assert path.read_bytes() == before
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_states_that_do_not_fit_are_refused(tmp_path):
+    stage = ToyStage()
+    path = tmp_path / "toy.state.pt"
+    with pytest.raises(CheckpointError, match="no training state"):
+        restore_state(path, stage.model, stage.optimizer, stage.settings)
+    save_state(path, stage.model, stage.optimizer, Progress(), stage.settings)
+    with pytest.raises(CheckpointError, match="epochs was 4, now 5"):
+        restore_state(path, stage.model, stage.optimizer, {**stage.settings, "epochs": 5})
+    with pytest.raises(CheckpointError, match="does not fit this model"):
+        restore_state(path, nn.Linear(1, 1), stage.optimizer, stage.settings)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="damaged"):
+        restore_state(path, stage.model, stage.optimizer, stage.settings)
+    torch.save({"version": 99}, path)
+    with pytest.raises(CheckpointError, match="version 99"):
+        restore_state(path, stage.model, stage.optimizer, stage.settings)
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.mkdir, (os.environ["BOMB"],)
+
+
+def test_a_malicious_state_runs_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("BOMB", str(tmp_path / "exploded"))
+    path = tmp_path / "toy.state.pt"
+    torch.save({"version": 1, "model": Bomb()}, path)
+    stage = ToyStage()
+    with pytest.raises(CheckpointError, match="not a training state"):
+        restore_state(path, stage.model, stage.optimizer, stage.settings)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_schedules():
+    one = OptimizerConfig(learning_rate=2.0, warmup=0.1)
+    rates = [learning_rate(one, step, 100) for step in range(100)]
+    assert rates[9] == max(rates) == 2.0
+    assert np.all(np.diff(rates[:10]) > 0)
+    assert np.all(np.diff(rates[10:]) < 0)
+    assert rates[-1] < 0.01
+    step = OptimizerConfig(learning_rate=1.0, schedule="step", milestones=(0.5, 0.75))
+    assert [learning_rate(step, s, 8) for s in (0, 3, 4, 5, 6, 7)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+    assert learning_rate(OptimizerConfig(schedule="constant", learning_rate=3.0), 7, 8) == 3.0
+
+
+def test_presets_are_what_the_paper_and_the_official_code_did():
+    paper, official = PRESETS["paper"], PRESETS["official"]
+    assert (paper.detector.epochs, paper.detector.batch_size) == (12, 32)
+    assert (paper.lifter.epochs, paper.lifter.batch_size) == (180, 512)
+    for optimizer in (paper.detector.optimizer, paper.lifter.optimizer):
+        assert (optimizer.name, optimizer.learning_rate, optimizer.momentum) == ("sgd", 0.003, 0.9)
+    assert codec_of(paper.detector).amplitude == pytest.approx(31.83, abs=0.01)
+    assert official.detector.epochs == 210
+    for name in PRESETS:
+        assert preset(name).preset == name
+    with pytest.raises(ValueError, match="preset must be one of"):
+        preset("slow")
+
+
+def small_config(tmp_path, train_store, **changes):
+    quick = PRESETS["quick"]
+    return replace(
+        quick,
+        data=train_store,
+        out=tmp_path / "run",
+        detector=replace(quick.detector, batch_size=4, epochs=2, image_size=64),
+        lifter=replace(quick.lifter, width=32, batch_size=8, epochs=3),
+        **changes,
+    )
+
+
+@pytest.mark.slow
+def test_a_whole_run_writes_what_it_promises(tmp_path, small_dataset):
+    from hpe_fast.training.run import train
+
+    metrics = train(small_config(tmp_path, small_dataset))
+    run = tmp_path / "run"
+    for name in ("config.json", "train.log", "curves.png", "predictions.png", "hrnet.safetensors", "lifter.safetensors"):
+        assert (run / name).stat().st_size > 0, name
+    assert json.loads((run / "metrics.json").read_text()) == json.loads(json.dumps(metrics))
+    for key in ("mpjpe_mm", "pa_mpjpe_mm"):
+        assert set(metrics[key]) == {"mean_pose", "lifter_true_2d", "pipeline"}
+        assert all(0 < value < 5000 for value in metrics[key].values())
+    for key in ("pck2d_02_torso", "epe2d_px", "hrnet_img_per_s", "lifter_samples_per_s", "data_wait_share", "seconds"):
+        assert np.isfinite(metrics[key]), key
+
+
+@pytest.mark.slow
+def test_the_command_line_names_what_is_wrong(tmp_path, small_dataset):
+    def run(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "hpe_fast.train", *arguments], capture_output=True, text=True, cwd=tmp_path
+        )
+
+    missing = run("--data", "nowhere")
+    assert missing.returncode == 2
+    assert "nowhere" in missing.stderr
+    nothing = run("--resume")
+    assert nothing.returncode == 2
+    assert "no run under runs/" in nothing.stderr
+    cuda = run("--data", str(small_dataset), "--device", "cuda:9")
+    assert cuda.returncode == 2
+    assert "cuda:9" in cuda.stderr
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_and_resumed_the_weights_are_the_same(tmp_path, small_dataset):
+    command = [
+        *(sys.executable, "-m", "hpe_fast.train", "--data", str(small_dataset), "--preset", "quick"),
+        *("--detector.image-size", "64", "--detector.batch-size", "4", "--detector.epochs", "3", "--lifter.width", "32"),
+        *("--lifter.batch-size", "8", "--lifter.epochs", "20", "--checkpoint-minutes", "0.002", "--threads", "1"),
+    ]
+
+    def run(out, *more):
+        return subprocess.Popen(
+            [*command, "--out", str(out), *more], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+
+    assert run(tmp_path / "whole").wait() == 0
+    random = np.random.default_rng(0)
+    broken = tmp_path / "broken"
+    for attempt in range(4):
+        process = run(broken, *(["--resume"] if attempt else []))
+        time.sleep(5 + 4 * random.random())
+        process.kill()
+        process.wait()
+    assert run(broken, "--resume").wait() == 0
+    for name in ("hrnet.safetensors", "lifter.safetensors"):
+        assert (broken / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
