@@ -1,8 +1,8 @@
 // What every kernel shares: element types, 16-byte vectors, launches, and how blocks divide heatmaps among themselves.
 //
 // Both memory formats are one case. [B, J, H, W] in NCHW is B*J runs of H rows of W elements; in NHWC it is B runs of H
-// rows of W*J elements, the maps of a picture interleaved. A block owns a run (or some of its rows) and walks it flat, 16
-// bytes a thread. The threads' common step is a multiple of the interleaved joints, so that a thread meets the same
+// rows of W*J elements, the maps of a picture interleaved. A block owns a run (or some of its rows) and walks it flat,
+// 16 bytes a thread. The threads' common step is a multiple of the interleaved joints, so that a thread meets the same
 // joints in every vector it reads: sums and maxima stay in registers and nothing is ever transposed.
 #pragma once
 
@@ -19,11 +19,12 @@
 namespace hpe {
 namespace cuda {
 
-constexpr int kMaxThreads = 512;               // with at most 64 registers: two blocks on every architecture
-constexpr int kBatch = 4;                      // vectors in flight per thread: 64 bytes hide the memory's latency
-constexpr int64_t kGridWidth = 1 << 15;        // blocks beyond it go to further rows of the grid
-constexpr int64_t kMaxShared = 64 << 10;       // bytes; what a block may have from sm_75 on
-constexpr int64_t kMaxElements = 1ll << 30;    // of a run, so that positions in it fit an int
+constexpr int kMaxThreads = 512;             // with at most 64 registers: two blocks on every architecture
+constexpr int64_t kMostJoints = 256;         // interleaved in one block; fewer than its threads
+constexpr int kBatch = 4;                    // vectors in flight per thread: 64 bytes hide the memory's latency
+constexpr int64_t kGridWidth = 1 << 15;      // blocks beyond it go to further rows of the grid
+constexpr int64_t kMaxShared = 64 << 10;     // bytes; what a block may have from sm_75 on
+constexpr int64_t kMaxElements = 1ll << 30;  // of a run, so that positions in it fit an int
 constexpr unsigned kAllLanes = 0xffffffffu;
 
 extern __shared__ __align__(16) float shared_memory[];
@@ -73,8 +74,8 @@ struct View {
 
 // A block's part of the heatmaps.
 struct Part {
-  int64_t run;    // its first map is number run * joints of the B*J
-  int64_t start;  // of its first element
+  int64_t run;           // its first map is number run * joints of the B*J
+  int64_t start;         // of its first element
   int first_row, count;  // rows before it in the run; elements in it
 };
 
@@ -119,20 +120,20 @@ __device__ __forceinline__ int first_joint(const View& view) {
   return static_cast<int>(threadIdx.x) * V % view.joints;
 }
 
-// The thread's next kBatch vectors. Issued long before they are used: the latency hides behind other work.
-template <typename T, int V>
-__device__ __forceinline__ void load_batch(Vec<T, V> (&batch)[kBatch], const T* heatmaps, const View& view,
-                                           const Part& part, const Cursor& cursor) {
+// The thread's next vectors. Issued long before they are used: the latency hides behind other work.
+template <typename T, int V, int N>
+__device__ __forceinline__ void load_batch(Vec<T, V> (&batch)[N], const T* heatmaps, const View& view, const Part& part,
+                                           const Cursor& cursor) {
 #pragma unroll
-  for (int u = 0; u < kBatch; ++u) {
+  for (int u = 0; u < N; ++u) {
     const int element = cursor.element + u * view.step;
     if (element < part.count) batch[u] = load<V>(heatmaps + part.start + offset_of<V>(view, element));
   }
 }
 
 // The targets of a block's joints as two tables in shared memory, laid out as the heatmaps are: the value at (row,
-// column) is across[column] * down[row * pitch + first_joint + i] for the i-th element of a vector. No exp per pixel, no
-// search for the window (entries outside it are 0), and no bank conflicts.
+// column) is across[column] * down[row * pitch + first_joint + i] for the i-th element of a vector. No exp per pixel,
+// no search for the window (entries outside it are 0), and no bank conflicts.
 struct Tables {
   float* weight;  // [joints]
   float* across;  // [row]; 16-byte aligned
@@ -183,17 +184,17 @@ inline bool empty(const Maps& maps) { return maps.batch * maps.joints * maps.hei
 inline bool interleaves(const Maps& maps, bool tables) {
   constexpr int64_t kLongestVector = 8;
   const int64_t floats = maps.joints * (maps.width + maps.height + 2) + (maps.height + 2) * kLongestVector;
-  return maps.joints <= kMaxThreads && maps.joints * maps.height * maps.width <= kMaxElements &&
+  return maps.joints <= kMostJoints && maps.joints * maps.height * maps.width <= kMaxElements &&
          (!tables || floats * 4 <= kMaxShared);
 }
 
 inline int greatest_common_divisor(int a, int b) { return b == 0 ? a : greatest_common_divisor(b, a % b); }
 
 // Threads for a run: about eight vectors each, and a step that is a whole number of pixels.
-inline void choose_threads(View& view, int vector) {
+inline void choose_threads(View& view, int vector, int max_threads) {
   const int64_t vectors = int64_t{view.row} * view.rows / vector;
   const int period = view.joints / greatest_common_divisor(view.joints, vector);
-  const int wanted = rounded_up(static_cast<int>(min(max(vectors / 8, int64_t{32}), int64_t{kMaxThreads})), 32);
+  const int wanted = rounded_up(static_cast<int>(min(max(vectors / 8, int64_t{32}), int64_t{max_threads})), 32);
   view.workers = max(wanted / period, 1) * period;
   view.threads = rounded_up(view.workers, 32);
   view.step = view.workers * vector;
@@ -201,7 +202,7 @@ inline void choose_threads(View& view, int vector) {
 }
 
 // `split`: a run may be shared by several blocks (there is nothing to sum), which small batches need to fill the GPU.
-inline View make_view(const Maps& maps, int vector, bool tables, bool split) {
+inline View make_view(const Maps& maps, int vector, bool tables, bool split, int max_threads = kMaxThreads) {
   constexpr int64_t kEnoughBlocks = 512;
   constexpr int kFewestRows = 8;
   View view{};
@@ -218,7 +219,7 @@ inline View make_view(const Maps& maps, int vector, bool tables, bool split) {
   view.parts = static_cast<int>(max(min(wanted, maps.height / kFewestRows), int64_t{1}));
   view.rows = (view.height + view.parts - 1) / view.parts;
   view.blocks = runs * view.parts;
-  choose_threads(view, vector);
+  choose_threads(view, vector, max_threads);
   return view;
 }
 
@@ -239,10 +240,14 @@ template <typename Function>
 int dispatch(const Maps& maps, bool tables, std::initializer_list<const void*> bases, Function&& function) {
   if (maps.joints > kMaxElements || maps.height * maps.width > kMaxElements) return cudaErrorInvalidValue;
   switch (maps.dtype) {
-    case DType::kFloat32: return with_vectors<float>(maps, tables, bases, function);
-    case DType::kFloat16: return with_vectors<__half>(maps, tables, bases, function);
-    case DType::kBFloat16: return with_vectors<__nv_bfloat16>(maps, tables, bases, function);
-    default: return cudaErrorInvalidValue;
+    case DType::kFloat32:
+      return with_vectors<float>(maps, tables, bases, function);
+    case DType::kFloat16:
+      return with_vectors<__half>(maps, tables, bases, function);
+    case DType::kBFloat16:
+      return with_vectors<__nv_bfloat16>(maps, tables, bases, function);
+    default:
+      return cudaErrorInvalidValue;
   }
 }
 

@@ -127,12 +127,19 @@ int launch_mse(const Mse<void>& mse, void* loss, const Maps& maps, const Codec& 
   const int error = dispatch(maps, true, {mse.heatmaps, mse.grad}, [&](auto element, auto vector) {
     using T = decltype(element);
     constexpr int V = decltype(vector)::value;
-    const Mse<T> typed{mse.per_joint, static_cast<T*>(mse.grad), static_cast<const T*>(mse.heatmaps), mse.keypoints,
-                       mse.weights,   mse.grad_out,              mse.grad_out_stride, mse.grad_scale, mse.loss_scale};
+    const Mse<T> typed{mse.per_joint,
+                       static_cast<T*>(mse.grad),
+                       static_cast<const T*>(mse.heatmaps),
+                       mse.keypoints,
+                       mse.weights,
+                       mse.grad_out,
+                       mse.grad_out_stride,
+                       mse.grad_scale,
+                       mse.loss_scale};
     const View view = make_view(maps, V, true, mse.per_joint == nullptr);
     const int64_t sums = rounded_up(view.joints, 4) + int64_t{view.workers} * V;
-    return launch(mse_kernel<T, V>, view.blocks, view.threads, 4 * max(table_floats(view, V), sums), stream, typed, view,
-                  codec);
+    return launch(mse_kernel<T, V>, view.blocks, view.threads, 4 * max(table_floats(view, V), sums), stream, typed,
+                  view, codec);
   });
   if (error != cudaSuccess || !loss) return error;
   return launch(mean_kernel, 1, kMeanThreads, kMeanThreads / 32 * 4, stream, static_cast<float*>(loss),

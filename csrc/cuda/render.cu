@@ -6,11 +6,10 @@ namespace cuda {
 namespace {
 
 template <typename T, int V>
-__global__ void __launch_bounds__(kMaxThreads, 2)
-    render_kernel(T* __restrict__ heatmaps,              // [B, J, H, W]
-                  const float* __restrict__ keypoints,   // [B, J, 2]
-                  const float* __restrict__ weights,     // [B, J] or null
-                  const View view, const Codec codec) {
+__global__ void __launch_bounds__(kMaxThreads, 2) render_kernel(T* __restrict__ heatmaps,             // [B, J, H, W]
+                                                                const float* __restrict__ keypoints,  // [B, J, 2]
+                                                                const float* __restrict__ weights,    // [B, J] or null
+                                                                const View view, const Codec codec) {
   const Tables tables = tables_of<V>(view);
   const int joint = first_joint<V>(view);
   const int64_t block = block_number();
