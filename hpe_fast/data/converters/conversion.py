@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from hpe_fast.data.converters import eth
+from hpe_fast.data.converters import coco, eth, h36m_fetch, mmpose, videopose3d
 from hpe_fast.data.converters.shards import ConvertOptions, remove_shards, write_table
 from hpe_fast.data.converters.table import Table, choose_evenly
-from hpe_fast.data.store import DataError
+from hpe_fast.data.schema import DataError
 from hpe_fast.files import atomic_path
 
 SPLITS = ("train", "valid")
@@ -36,6 +34,10 @@ class Layout:
 
 LAYOUTS: dict[str, Layout] = {
     "eth": Layout(eth.detect, eth.read, ("annot/*",)),
+    "h36m-fetch": Layout(h36m_fetch.detect, h36m_fetch.read, ("S*/*/annot.h5", "processed/S*/*/annot.h5")),
+    "mmpose": Layout(mmpose.detect, mmpose.read, ("annotation_body3d/cameras.pkl", "annotation_body3d/fps*/*.npz")),
+    "videopose3d": Layout(videopose3d.detect, videopose3d.read, ("*.npz", "cameras.*")),
+    "coco": Layout(coco.detect, coco.read, ("annotations/person_keypoints_*.json",)),
 }
 
 
@@ -73,6 +75,8 @@ def convert(
         DataError: for labels or pictures that are not as the layout has them; it names file and row.
         OSError: if something cannot be read or written.
     """
+    from tqdm import tqdm
+
     if layout not in LAYOUTS:
         raise ValueError(f"layout must be one of {sorted(LAYOUTS)}, got {layout!r}")
     options = options or ConvertOptions()

@@ -15,7 +15,7 @@ from hpe_fast.data.converters.table import (
     need_millimetres,
     split_by_subject,
 )
-from hpe_fast.data.store import DataError
+from hpe_fast.data.schema import DataError
 from hpe_fast.skeleton import NUM_JOINTS
 
 _NAME = re.compile(r"(S\d+)_(.+)\.([^._]+)_(\d+)\.\w+")

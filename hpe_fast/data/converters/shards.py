@@ -20,7 +20,8 @@ import numpy as np
 
 from hpe_fast.data.converters.pictures import BadPicture, crop_picture
 from hpe_fast.data.converters.table import Table, crop_labels
-from hpe_fast.data.store import DataError, PoseStoreWriter
+from hpe_fast.data.schema import DataError
+from hpe_fast.data.store import PoseStoreWriter
 from hpe_fast.files import atomic_path
 
 SHARD_ROWS = 256

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hpe_fast.data.store import DataError
+from hpe_fast.data.schema import DataError
 from hpe_fast.skeleton import JOINTS, NUM_JOINTS, ROOT
 
 #: The standard protocol of Human3.6M trains on S1, S5, S6, S7 and S8 and tests on these two.
