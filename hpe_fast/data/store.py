@@ -393,17 +393,24 @@ class PoseStoreWriter:
             raise ValueError(f"{self.path}: a pose store needs at least one row")
         self._rows.seek(0)
         rows = np.frombuffer(self._rows.read(), _ROW)
-        with atomic_path(self.path) as temporary, h5py.File(temporary, "w") as file:
-            file.attrs.update(self._attributes)
-            file.attrs.update(format=FORMAT, version=VERSION, image_size=self.image_size, units=UNITS)
-            file.attrs.update(joints=list(JOINTS), coordinates=COORDINATES)
-            for name in LABELS:
-                file.create_dataset(name, data=rows[name])
-            file.create_dataset("offset", data=np.concatenate([[0], rows["end"]]).astype("<i8"))
-            file.create_dataset("name", data=_encoded(self._names))
-            for name, table in self._tables.items():
-                file.create_dataset(f"{name}_names", data=_encoded([value.encode() for value in table]))
-            self._copy_blob(file)
+        with atomic_path(self.path) as temporary:
+            try:
+                with h5py.File(temporary, "w") as file:
+                    self._fill(file, rows)
+            except RuntimeError as error:  # what h5py makes of a disk that is full when it closes
+                raise OSError(f"{self.path}: cannot be written ({error})") from error
+
+    def _fill(self, file: h5py.File, rows: np.ndarray) -> None:
+        file.attrs.update(self._attributes)
+        file.attrs.update(format=FORMAT, version=VERSION, image_size=self.image_size, units=UNITS)
+        file.attrs.update(joints=list(JOINTS), coordinates=COORDINATES)
+        for name in LABELS:
+            file.create_dataset(name, data=rows[name])
+        file.create_dataset("offset", data=np.concatenate([[0], rows["end"]]).astype("<i8"))
+        file.create_dataset("name", data=_encoded(self._names))
+        for name, table in self._tables.items():
+            file.create_dataset(f"{name}_names", data=_encoded([value.encode() for value in table]))
+        self._copy_blob(file)
 
     def _copy_blob(self, file: h5py.File) -> None:
         target = file.create_dataset("jpeg", shape=(self._end,), dtype="u1")
