@@ -1,0 +1,6 @@
+"""Pictures of poses: skeletons, heatmaps, the paper's figures, training curves. Right red, left blue, trunk green."""
+
+from hpe_fast.plots.figures import curves, predictions_figure, skeleton3d
+from hpe_fast.plots.images import contact_sheet, draw_skeleton, heatmap_overlay
+
+__all__ = ["contact_sheet", "curves", "draw_skeleton", "heatmap_overlay", "predictions_figure", "skeleton3d"]
