@@ -19,7 +19,7 @@
 namespace hpe {
 namespace cuda {
 
-constexpr int kMaxThreads = 512;             // with at most 64 registers: two blocks on every architecture
+constexpr int kMaxThreads = 448;             // with up to 72 registers, two blocks on every architecture
 constexpr int64_t kMostJoints = 256;         // interleaved in one block; fewer than its threads
 constexpr int kBatch = 4;                    // vectors in flight per thread: 64 bytes hide the memory's latency
 constexpr int64_t kGridWidth = 1 << 15;      // blocks beyond it go to further rows of the grid
@@ -191,10 +191,10 @@ inline bool interleaves(const Maps& maps, bool tables) {
 inline int greatest_common_divisor(int a, int b) { return b == 0 ? a : greatest_common_divisor(b, a % b); }
 
 // Threads for a run: about eight vectors each, and a step that is a whole number of pixels.
-inline void choose_threads(View& view, int vector, int max_threads) {
+inline void choose_threads(View& view, int vector) {
   const int64_t vectors = int64_t{view.row} * view.rows / vector;
   const int period = view.joints / greatest_common_divisor(view.joints, vector);
-  const int wanted = rounded_up(static_cast<int>(min(max(vectors / 8, int64_t{32}), int64_t{max_threads})), 32);
+  const int wanted = rounded_up(static_cast<int>(min(max(vectors / 8, int64_t{32}), int64_t{kMaxThreads})), 32);
   view.workers = max(wanted / period, 1) * period;
   view.threads = rounded_up(view.workers, 32);
   view.step = view.workers * vector;
@@ -202,7 +202,7 @@ inline void choose_threads(View& view, int vector, int max_threads) {
 }
 
 // `split`: a run may be shared by several blocks (there is nothing to sum), which small batches need to fill the GPU.
-inline View make_view(const Maps& maps, int vector, bool tables, bool split, int max_threads = kMaxThreads) {
+inline View make_view(const Maps& maps, int vector, bool tables, bool split) {
   constexpr int64_t kEnoughBlocks = 512;
   constexpr int kFewestRows = 8;
   View view{};
@@ -219,7 +219,7 @@ inline View make_view(const Maps& maps, int vector, bool tables, bool split, int
   view.parts = static_cast<int>(max(min(wanted, maps.height / kFewestRows), int64_t{1}));
   view.rows = (view.height + view.parts - 1) / view.parts;
   view.blocks = runs * view.parts;
-  choose_threads(view, vector, max_threads);
+  choose_threads(view, vector);
   return view;
 }
 

@@ -5,8 +5,6 @@ namespace hpe {
 namespace cuda {
 namespace {
 
-constexpr int kDecodeThreads = 384;  // two blocks an SM with 80 registers, for a maximum per element of a vector
-
 struct Permutation {
   uint8_t joint[kMaxFlipJoints];
 };
@@ -247,7 +245,7 @@ __device__ __forceinline__ int share_maxima(float* scores, int* pixels, Best (&b
 }
 
 template <typename T, int V, bool kFlip>
-__global__ void __launch_bounds__(kDecodeThreads, 2)
+__global__ void __launch_bounds__(kMaxThreads, 2)
     decode_kernel(const Decode<T> decode, const View view, const __grid_constant__ Permutation permutation) {
   const int64_t block = block_number();
   if (block >= view.blocks) return;
@@ -284,7 +282,7 @@ Blur make_blur(float sigma) {
 
 template <typename T, int V, bool kFlip>
 int launch_decode(const Decode<T>& decode, const Maps& maps, const Permutation& permutation, void* stream) {
-  const View view = make_view(maps, V, false, false, kDecodeThreads);
+  const View view = make_view(maps, V, false, false);
   const int64_t shared = 8 * (int64_t{view.workers} * V + (kFlip ? view.joints + V - 1 : 0));
   return launch(decode_kernel<T, V, kFlip>, view.blocks, view.threads, shared, stream, decode, view, permutation);
 }
