@@ -97,18 +97,25 @@ def _images(inputs: list[DataNode], steps: Steps, decoder: str) -> DataNode:
         adjust_orientation=False,
     )
     if steps.warp:
-        images = fn.warp_affine(
-            images,
-            matrix=inputs.pop(0),
-            inverse_map=False,  # input to output; DALI's documentation of this argument has it the wrong way round
-            size=list(steps.size),
-            fill_value=steps.fill,
-            interp_type=types.INTERP_NN if steps.nearest else types.INTERP_LINEAR,
-        )
+        images = warp(images, inputs.pop(0), steps)
     if steps.erase:
         center, shape, color = inputs
         images = fn.erase(images, anchor=center, shape=shape, axis_names="WH", centered_anchor=True, fill_value=color)
     return images
+
+
+def warp(images: DataNode, matrix: DataNode, steps: Steps) -> DataNode:
+    """Move pixels by maps from input to output in corner coordinates."""
+    from nvidia.dali import fn, types
+
+    return fn.warp_affine(
+        images,
+        matrix=matrix,
+        inverse_map=False,  # input to output; DALI's documentation of this argument has it the wrong way round
+        size=list(steps.size),
+        fill_value=steps.fill,
+        interp_type=types.INTERP_NN if steps.nearest else types.INTERP_LINEAR,
+    )
 
 
 def undecodable(store: PoseStore, rows: np.ndarray, threads: int = 1) -> dict[int, str]:
