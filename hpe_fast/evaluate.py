@@ -57,8 +57,8 @@ def detection_errors(detections: Detections, store: PoseStore) -> dict[str, floa
     """2D errors: ``epe2d_px`` in pixels of the store's pictures, ``pck2d_02_torso`` as a share of visible joints."""
     predicted = from_unit_crop(detections.keypoints, store.image_size)
     rows = detections.rows.numpy()
-    target = torch.from_numpy(store.pose2d[rows])
-    visible = torch.from_numpy(store.visible[rows]) > 0
+    target = torch.tensor(store.pose2d[rows])
+    visible = torch.tensor(store.visible[rows]) > 0
     return {
         "epe2d_px": float(metrics.epe2d(predicted, target, visible)),
         "pck2d_02_torso": float(metrics.pck2d(predicted, target, visible, 0.2)),
@@ -106,9 +106,9 @@ def evaluate(detections: Detections, lifter: nn.Module, store: PoseStore, mean_p
     """
     joints3d = lift(lifter, detections.keypoints)
     rows = detections.rows.numpy()
-    target = root_relative(torch.from_numpy(store.pose3d[rows]))
+    target = root_relative(torch.tensor(store.pose3d[rows]))
     known = torch.isfinite(target).all(2).all(1)
-    true_2d = lift(lifter, unit_crop(torch.from_numpy(store.pose2d[rows]), store.image_size))
+    true_2d = lift(lifter, unit_crop(torch.tensor(store.pose2d[rows]), store.image_size))
     guesses = {"mean_pose": mean_pose.expand_as(target), "lifter_true_2d": true_2d, "pipeline": joints3d}
     poses = {name: pose_errors(guess[known], target[known]) for name, guess in guesses.items()}
     errors = {key: {name: errors[key] for name, errors in poses.items()} for key in ("mpjpe_mm", "pa_mpjpe_mm")}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hpe_fast.training.checkpoint import Progress, restore_state, save_state
 from hpe_fast.training.config import OptimizerConfig
 
+LINES = 20  # of text a stage, about
 LOG_EVERY = 20  # steps between reads of the loss: the only host synchronisation of the loop
 
 
@@ -264,7 +265,10 @@ class Fit:
 
         description = f"{self.stage.name} {self.progress.epoch + 1}/{self.stage.epochs}"
         total, start = self.stage.steps_per_epoch, self.progress.iteration
-        with tqdm(batches, desc=description, total=total, initial=start, leave=False, dynamic_ncols=True) as self._tqdm:
+        # disable=None: no bar where nobody looks (a file, a pipe); the lines of _end_epoch are there in any case.
+        with tqdm(
+            batches, desc=description, total=total, initial=start, leave=False, dynamic_ncols=True, disable=None
+        ) as self._tqdm:
             yield from self._tqdm
 
     def _log(self, loss: float, rate: float) -> None:
@@ -298,5 +302,7 @@ class Fit:
         if self.writer is not None:
             for name, value in metrics.items():
                 self.writer.add_scalar(f"{stage.name}/epoch_{name}", value, progress.epoch)
+        if progress.epoch % max(1, stage.epochs // LINES) and progress.epoch < stage.epochs:
+            return
         text = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         self.log(f"{stage.name} epoch {progress.epoch}/{stage.epochs}: {text}")

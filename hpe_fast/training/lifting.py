@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hpe_fast.data.store import PoseStore
+from hpe_fast.device import fast_dtype
 from hpe_fast.evaluate import Detections, lift, pose_errors, root_relative
 from hpe_fast.models import lifter as build_lifter
 from hpe_fast.models import save_checkpoint, unit_crop
@@ -38,9 +39,9 @@ class LifterSamples:
         Raises:
             ValueError: no row has.
         """
-        pose3d = torch.from_numpy(store.pose3d)
+        pose3d = torch.tensor(store.pose3d)
         known = torch.isfinite(pose3d).all(2).all(1)
-        keypoints = unit_crop(torch.from_numpy(store.pose2d), store.image_size)
+        keypoints = unit_crop(torch.tensor(store.pose2d), store.image_size)
         detections = keypoints
         if found is not None:
             detections = keypoints.index_copy(0, found.rows, found.keypoints)
@@ -48,7 +49,7 @@ class LifterSamples:
         if not known.any():
             raise ValueError(f"{store.path}: no row has 3D joints, so there is nothing to train the lifter on")
         height, width = store.image_size
-        intrinsics = torch.from_numpy(store.intrinsics) + torch.tensor([0, 0, 0.5, 0.5])
+        intrinsics = torch.tensor(store.intrinsics) + torch.tensor([0, 0, 0.5, 0.5])
         intrinsics = intrinsics / torch.tensor([width, height, width, height])
         return cls(*(t[known].float().to(device) for t in (keypoints, pose3d, intrinsics, detections)))
 
@@ -134,6 +135,7 @@ class LifterStage:
         lifter = config.lifter
         self.config, self.train, self.valid, self.trained_on = config, train, valid, trained_on
         self.device = train.keypoints.device
+        self.amp_dtype = fast_dtype(self.device) if config.amp else torch.float32
         torch.manual_seed(config.seed + 1)
         self.model = build_lifter(width=lifter.width, blocks=lifter.blocks, dropout=lifter.dropout).to(self.device)
         self.model.fit_statistics(*self._statistics_sample())
@@ -142,7 +144,7 @@ class LifterStage:
         self.epochs = lifter.epochs
         self.batch_size = min(lifter.batch_size, len(train))
         self.steps_per_epoch = len(train) // self.batch_size
-        self.settings = {**asdict(lifter), "seed": config.seed, "poses": len(train)}
+        self.settings = {**asdict(lifter), "seed": config.seed, "poses": len(train), "amp": config.amp}
 
     def _statistics_sample(self) -> tuple[Tensor, Tensor]:
         """Statistics of what the network will see, augmentation included."""
@@ -157,8 +159,9 @@ class LifterStage:
 
     def step(self, batch: tuple[Tensor]) -> Tensor:
         keypoints, joints3d = draw_samples(self.train, batch[0], self.config.lifter)
-        predicted = self.model.forward_normalized(keypoints)
-        loss = torch.nn.functional.mse_loss(predicted, self.model.normalize_joints(joints3d))
+        with torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype != torch.float32):
+            predicted = self.model.forward_normalized(keypoints)
+        loss = torch.nn.functional.mse_loss(predicted.float(), self.model.normalize_joints(joints3d))
         loss.backward()
         if self.optimizer_config.clip_norm:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.optimizer_config.clip_norm)

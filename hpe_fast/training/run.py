@@ -126,7 +126,7 @@ class _Run:
             heatmaps_of(detector, store, rows, self.config, self.device),
             store.pose2d[rows],
             from_unit_crop(evaluation.detections.keypoints[chosen], store.image_size).numpy(),
-            root_relative(torch.from_numpy(store.pose3d[rows])).numpy(),
+            root_relative(torch.tensor(store.pose3d[rows])).numpy(),
             evaluation.joints3d[chosen].numpy(),
             path=self.folder / "predictions.png",
         )
