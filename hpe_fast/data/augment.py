@@ -176,7 +176,7 @@ class Draw:
         color: f4 [B,3,4], takes (r, g, b, 1) on the 0..255 scale.
         noise_std: f4 [B], 0..1 scale.
         occluder_center: f4 [B,K,2], x, y in output pixels, index coordinates.
-        occluder_shape: f4 [B,K,2], width and height in pixels; 0: none.
+        occluder_shape: f4 [B,K,2], width and height in whole pixels; 0: none.
         occluder_color: f4 [B,3], 0..255.
     """
 
@@ -341,7 +341,7 @@ def _occluders(
     present = (gate < augmentation.occluder_probability) & visible[rows, joint]
     low, high = augmentation.occluder_size
     part = low + (high - low) * np.stack([width, height], axis=2)
-    return points[rows, joint], present[:, :, None] * part * np.array([size[1], size[0]])
+    return points[rows, joint], present[:, :, None] * np.maximum(np.round(part * np.array([size[1], size[0]])), 1)
 
 
 def transform_labels(

@@ -81,7 +81,9 @@ def pipeline_inputs(steps: Steps, jpegs: list[bytes], drawn: Draw) -> tuple:
     if steps.warp:
         inputs.append(to_corner_matrix(drawn.matrix))
     if steps.erase:
-        inputs += [to_corner_points(drawn.occluder_center), drawn.occluder_shape, drawn.occluder_color]
+        # DALI truncates a rectangle's start, so it gets whole numbers.
+        start = np.round(to_corner_points(drawn.occluder_center) - drawn.occluder_shape / 2)
+        inputs += [start, drawn.occluder_shape, drawn.occluder_color]
     return tuple(inputs)
 
 
@@ -99,8 +101,8 @@ def _images(inputs: list[DataNode], steps: Steps, decoder: str) -> DataNode:
     if steps.warp:
         images = warp(images, inputs.pop(0), steps)
     if steps.erase:
-        center, shape, color = inputs
-        images = fn.erase(images, anchor=center, shape=shape, axis_names="WH", centered_anchor=True, fill_value=color)
+        start, shape, color = inputs
+        images = fn.erase(images, anchor=start, shape=shape, axis_names="WH", fill_value=color)
     return images
 
 
