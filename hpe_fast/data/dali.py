@@ -90,13 +90,15 @@ def pipeline_inputs(steps: Steps, jpegs: list[bytes], drawn: Draw) -> tuple:
 def _images(inputs: list[DataNode], steps: Steps, decoder: str) -> DataNode:
     from nvidia.dali import fn, types
 
-    # fancy upsampling: the GPU's chroma as libjpeg has it. Orientation: labels belong to the stored pixels.
+    # Fancy upsampling: the GPU's chroma as libjpeg has it. Orientation: labels belong to the stored pixels.
+    # Hardware decoder: a sample's place in the batch would decide whether it goes there, and so its bits.
     images = fn.decoders.image(
         inputs.pop(0),
         device=decoder,
         output_type=types.RGB,
         jpeg_fancy_upsampling=True,
         adjust_orientation=False,
+        hw_decoder_load=0.0,
     )
     if steps.warp:
         images = warp(images, inputs.pop(0), steps)
