@@ -1,0 +1,326 @@
+"""``torch.ops.hpe_fast.*``: schemas, kernels, fake kernels and gradients. The only module that registers operators.
+
+Arguments arrive checked (functional.py). A CUDA call is capturable in a graph: current stream, no synchronisation, outputs from
+torch's allocator, nothing copied from the host. Under autocast tensors are used as they come.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from hpe_fast.ops import native, reference
+from hpe_fast.ops.reference import accumulation_dtype, memory_format_of
+
+SCHEMAS = (
+    "render_heatmaps(Tensor keypoints, Tensor? weights, float[] codec, int height, int width, ScalarType dtype, "
+    "bool channels_last) -> Tensor",
+    "heatmap_mse(Tensor heatmaps, Tensor keypoints, Tensor? weights, float[] codec, bool per_joint) -> Tensor",
+    "heatmap_mse_backward(Tensor grad_out, Tensor heatmaps, Tensor keypoints, Tensor? weights, float[] codec, "
+    "bool per_joint) -> Tensor",
+    "heatmap_mse_and_grad(Tensor heatmaps, Tensor keypoints, Tensor? weights, float[] codec, float grad_scale) "
+    "-> (Tensor loss, Tensor grad, Tensor per_joint)",
+    "decode_heatmaps(Tensor heatmaps, Tensor? flipped, Tensor? to_image, float[] codec, int refine, bool shift_flipped, "
+    "int[] flip_permutation) -> (Tensor coords, Tensor scores)",
+    "prepare_images(Tensor images, Tensor? color, Tensor? noise_std, Tensor? sample_ids, float[] mean, float[] std, int seed, "
+    "ScalarType dtype) -> Tensor",
+)
+
+#: Operators live as long as this object.
+LIBRARY = torch.library.Library("hpe_fast", "DEF")
+for _schema in SCHEMAS:
+    LIBRARY.define(_schema)
+
+#: Values of DType in csrc/kernels.h.
+DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
+
+Maps = tuple[int, int, int, int, bool, int]
+
+
+def _kernels(x: Tensor) -> ModuleType | None:
+    """Compiled kernels for a tensor, None for the twin (which also takes float64 on CUDA)."""
+    if x.is_cuda:
+        return None if x.dtype == torch.float64 else native.cuda()
+    return native.cpu()
+
+
+def _where(x: Tensor) -> tuple[int, ...]:
+    """Last arguments of a kernel: threads, or device and stream."""
+    if x.is_cuda:
+        index = x.get_device()
+        return index, torch.cuda.current_stream(index).cuda_stream
+    return (torch.get_num_threads(),)
+
+
+def _pointer(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+def _packed(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
+
+
+def _dense(heatmaps: Tensor) -> tuple[Tensor, Maps]:
+    """Heatmaps without gaps, and the kernels' description of them."""
+    memory_format = memory_format_of(heatmaps)
+    channels_last = memory_format is torch.channels_last
+    return heatmaps.contiguous(memory_format=memory_format), (
+        *heatmaps.shape,
+        channels_last,
+        DTYPE_CODES[heatmaps.dtype],
+    )
+
+
+def _empty_heatmaps(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool) -> Tensor:
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(shape, dtype=dtype, device=like.device, memory_format=memory_format)
+
+
+def _register(name: str, kernel: object, fake: object) -> None:
+    for key in ("CPU", "CUDA"):
+        LIBRARY.impl(name, kernel, key)
+    torch.library.register_fake(f"hpe_fast::{name}", fake, lib=LIBRARY)
+
+
+# render_heatmaps
+
+
+def render_heatmaps(
+    keypoints: Tensor,
+    weights: Tensor | None,
+    codec: list[float],
+    height: int,
+    width: int,
+    dtype: torch.dtype,
+    channels_last: bool,
+) -> Tensor:
+    kernels = None if dtype == torch.float64 and keypoints.is_cuda else _kernels(keypoints)
+    if kernels is None:
+        return reference.render_heatmaps(keypoints, weights, codec, height, width, dtype, channels_last)
+    shape = (*keypoints.shape[:2], height, width)
+    out = _empty_heatmaps(keypoints, shape, dtype, channels_last)
+    keypoints, weights = keypoints.contiguous(), _packed(weights)
+    maps = (*shape, channels_last, DTYPE_CODES[dtype])
+    kernels.render_heatmaps(out.data_ptr(), keypoints.data_ptr(), _pointer(weights), maps, codec, *_where(keypoints))
+    return out
+
+
+def _render_heatmaps_fake(keypoints, weights, codec, height, width, dtype, channels_last):
+    return _empty_heatmaps(keypoints, (*keypoints.shape[:2], height, width), dtype, channels_last)
+
+
+_register("render_heatmaps", render_heatmaps, _render_heatmaps_fake)
+
+
+# heatmap_mse and its gradient
+
+
+def heatmap_mse(
+    heatmaps: Tensor, keypoints: Tensor, weights: Tensor | None, codec: list[float], per_joint: bool
+) -> Tensor:
+    kernels = _kernels(heatmaps)
+    if kernels is None or heatmaps.numel() == 0:
+        return reference.heatmap_mse(heatmaps, keypoints, weights, codec, per_joint)
+    heatmaps, maps = _dense(heatmaps)
+    keypoints, weights = keypoints.contiguous(), _packed(weights)
+    dtype = accumulation_dtype(heatmaps.dtype)
+    losses = torch.empty(maps[:2], dtype=dtype, device=heatmaps.device)
+    loss = None if per_joint else torch.empty((), dtype=dtype, device=heatmaps.device)
+    kernels.heatmap_mse(
+        losses.data_ptr(),
+        _pointer(loss),
+        heatmaps.data_ptr(),
+        keypoints.data_ptr(),
+        _pointer(weights),
+        maps,
+        codec,
+        *_where(heatmaps),
+    )
+    return losses if loss is None else loss
+
+
+def _heatmap_mse_fake(heatmaps, keypoints, weights, codec, per_joint):
+    return heatmaps.new_empty(heatmaps.shape[:2] if per_joint else (), dtype=accumulation_dtype(heatmaps.dtype))
+
+
+def heatmap_mse_backward(
+    grad_out: Tensor,
+    heatmaps: Tensor,
+    keypoints: Tensor,
+    weights: Tensor | None,
+    codec: list[float],
+    per_joint: bool,
+) -> Tensor:
+    kernels = _kernels(heatmaps)
+    if kernels is None:
+        return reference.heatmap_mse_backward(grad_out, heatmaps, keypoints, weights, codec, per_joint)
+    heatmaps, maps = _dense(heatmaps)
+    grad_out, keypoints, weights = grad_out.contiguous(), keypoints.contiguous(), _packed(weights)
+    grad = _empty_heatmaps(heatmaps, maps[:4], heatmaps.dtype, maps[4])
+    kernels.heatmap_mse_backward(
+        grad.data_ptr(),
+        grad_out.data_ptr(),
+        heatmaps.data_ptr(),
+        keypoints.data_ptr(),
+        _pointer(weights),
+        per_joint,
+        maps,
+        codec,
+        *_where(heatmaps),
+    )
+    return grad
+
+
+def _heatmap_mse_backward_fake(grad_out, heatmaps, keypoints, weights, codec, per_joint):
+    return torch.empty_like(heatmaps, memory_format=memory_format_of(heatmaps))
+
+
+def _save_for_backward(ctx, inputs, output) -> None:
+    heatmaps, keypoints, weights, ctx.codec, ctx.per_joint = inputs
+    ctx.save_for_backward(heatmaps, keypoints, weights)
+
+
+def _heatmap_mse_gradient(ctx, grad_out: Tensor):
+    grad = torch.ops.hpe_fast.heatmap_mse_backward(grad_out, *ctx.saved_tensors, ctx.codec, ctx.per_joint)
+    return grad, None, None, None, None
+
+
+def _no_second_gradient(ctx, *grad_out: Tensor):
+    raise NotImplementedError(
+        "heatmap_mse_loss has no second derivative (double backward is not supported); "
+        "hpe_fast.ops.reference.heatmap_mse has"
+    )
+
+
+_register("heatmap_mse", heatmap_mse, _heatmap_mse_fake)
+_register("heatmap_mse_backward", heatmap_mse_backward, _heatmap_mse_backward_fake)
+torch.library.register_autograd(
+    "hpe_fast::heatmap_mse", _heatmap_mse_gradient, setup_context=_save_for_backward, lib=LIBRARY
+)
+torch.library.register_autograd("hpe_fast::heatmap_mse_backward", _no_second_gradient, lib=LIBRARY)
+
+
+# heatmap_mse_and_grad
+
+
+def heatmap_mse_and_grad(
+    heatmaps: Tensor, keypoints: Tensor, weights: Tensor | None, codec: list[float], grad_scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    kernels = _kernels(heatmaps)
+    if kernels is None or heatmaps.numel() == 0:
+        return reference.heatmap_mse_and_grad(heatmaps, keypoints, weights, codec, grad_scale)
+    heatmaps, maps = _dense(heatmaps)
+    keypoints, weights = keypoints.contiguous(), _packed(weights)
+    dtype = accumulation_dtype(heatmaps.dtype)
+    losses = torch.empty(maps[:2], dtype=dtype, device=heatmaps.device)
+    loss = torch.empty((), dtype=dtype, device=heatmaps.device)
+    grad = _empty_heatmaps(heatmaps, maps[:4], heatmaps.dtype, maps[4])
+    kernels.heatmap_mse_and_grad(
+        losses.data_ptr(),
+        loss.data_ptr(),
+        grad.data_ptr(),
+        heatmaps.data_ptr(),
+        keypoints.data_ptr(),
+        _pointer(weights),
+        grad_scale,
+        maps,
+        codec,
+        *_where(heatmaps),
+    )
+    return loss, grad, losses
+
+
+def _heatmap_mse_and_grad_fake(heatmaps, keypoints, weights, codec, grad_scale):
+    dtype = accumulation_dtype(heatmaps.dtype)
+    grad = torch.empty_like(heatmaps, memory_format=memory_format_of(heatmaps))
+    return heatmaps.new_empty((), dtype=dtype), grad, heatmaps.new_empty(heatmaps.shape[:2], dtype=dtype)
+
+
+_register("heatmap_mse_and_grad", heatmap_mse_and_grad, _heatmap_mse_and_grad_fake)
+
+
+# decode_heatmaps
+
+
+def decode_heatmaps(
+    heatmaps: Tensor,
+    flipped: Tensor | None,
+    to_image: Tensor | None,
+    codec: list[float],
+    refine: int,
+    shift_flipped: bool,
+    flip_permutation: list[int],
+) -> tuple[Tensor, Tensor]:
+    kernels = _kernels(heatmaps)
+    if kernels is None or heatmaps.numel() == 0:
+        return reference.decode_heatmaps(heatmaps, flipped, to_image, codec, refine, shift_flipped, flip_permutation)
+    heatmaps, maps = _dense(heatmaps)
+    if flipped is not None:
+        flipped = flipped.contiguous(memory_format=torch.channels_last if maps[4] else torch.contiguous_format)
+    to_image = _packed(to_image)
+    coords = torch.empty((*maps[:2], 2), dtype=torch.float32, device=heatmaps.device)
+    scores = torch.empty(maps[:2], dtype=torch.float32, device=heatmaps.device)
+    kernels.decode_heatmaps(
+        coords.data_ptr(),
+        scores.data_ptr(),
+        heatmaps.data_ptr(),
+        _pointer(flipped),
+        _pointer(to_image),
+        refine,
+        shift_flipped,
+        flip_permutation,
+        maps,
+        codec,
+        *_where(heatmaps),
+    )
+    return coords, scores
+
+
+def _decode_heatmaps_fake(heatmaps, flipped, to_image, codec, refine, shift_flipped, flip_permutation):
+    shape = heatmaps.shape[:2]
+    return heatmaps.new_empty((*shape, 2), dtype=torch.float32), heatmaps.new_empty(shape, dtype=torch.float32)
+
+
+_register("decode_heatmaps", decode_heatmaps, _decode_heatmaps_fake)
+
+
+# prepare_images
+
+
+def prepare_images(
+    images: Tensor,
+    color: Tensor | None,
+    noise_std: Tensor | None,
+    sample_ids: Tensor | None,
+    mean: list[float],
+    std: list[float],
+    seed: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    kernels = _kernels(images)
+    if kernels is None:
+        return reference.prepare_images(images, color, noise_std, sample_ids, mean, std, seed, dtype)
+    images, color, noise_std, sample_ids = images.contiguous(), _packed(color), _packed(noise_std), _packed(sample_ids)
+    batch, height, width, _ = images.shape
+    out = torch.empty(images.shape, dtype=dtype, device=images.device)
+    kernels.prepare_images(
+        out.data_ptr(),
+        images.data_ptr(),
+        _pointer(color),
+        _pointer(noise_std),
+        _pointer(sample_ids),
+        (batch, height, width, DTYPE_CODES[dtype], seed),
+        mean,
+        std,
+        *_where(images),
+    )
+    return out.permute(0, 3, 1, 2)
+
+
+def _prepare_images_fake(images, color, noise_std, sample_ids, mean, std, seed, dtype):
+    return torch.empty(images.shape, dtype=dtype, device=images.device).permute(0, 3, 1, 2)
+
+
+_register("prepare_images", prepare_images, _prepare_images_fake)
