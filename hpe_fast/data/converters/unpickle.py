@@ -170,11 +170,17 @@ def _make_bytes(text: Any, encoding: Any) -> bytes:
     return text.encode("latin1")
 
 
+def _make_empty_bytes() -> bytes:
+    return b""
+
+
 _ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy", "dtype"): _Function(_make_dtype),
     ("numpy", "ndarray"): "numpy.ndarray",  # only ever an argument of _reconstruct, which does not look at it
     ("numpy.core.multiarray", "_reconstruct"): _Function(_make_array),
     ("numpy.core.numeric", "_frombuffer"): _Function(_make_array_at_once),
     ("numpy.core.multiarray", "scalar"): _Function(_make_scalar),
+    # Protocols 0 to 2 have no bytes of their own.
     ("_codecs", "encode"): _Function(_make_bytes),
+    ("__builtin__", "bytes"): _Function(_make_empty_bytes),
 }
