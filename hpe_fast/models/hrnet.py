@@ -189,5 +189,5 @@ def hrnet_paper(joints: int = 17, supervise_stages: bool = False) -> HRNet:
 
 
 def hrnet_tiny(joints: int = 17, supervise_stages: bool = False) -> HRNet:
-    """An HRNet for CPUs: half of W32's width, one module a stage and two blocks a branch."""
+    """An HRNet for CPUs: half of W32's width, one module a stage and two blocks a branch; 1.5 M parameters."""
     return hrnet(16, joints, modules=(1, 1, 1), blocks=2, supervise_stages=supervise_stages)
