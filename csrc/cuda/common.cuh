@@ -22,7 +22,7 @@ namespace cuda {
 constexpr int kMaxThreads = 448;             // with up to 72 registers, two blocks on every architecture
 constexpr int64_t kMostJoints = 256;         // interleaved in one block; fewer than its threads
 constexpr int kBatch = 4;                    // vectors in flight per thread: 64 bytes hide the memory's latency
-constexpr int64_t kGridWidth = 1 << 15;      // blocks beyond it go to further rows of the grid
+constexpr int64_t kGridWidth = 1 << 14;      // blocks beyond it go to further rows of the grid
 constexpr int64_t kMaxShared = 64 << 10;     // bytes; what a block may have from sm_75 on
 constexpr int64_t kMaxElements = 1ll << 30;  // of a run, so that positions in it fit an int
 constexpr unsigned kAllLanes = 0xffffffffu;
@@ -180,12 +180,15 @@ inline int64_t table_floats(const View& view, int vector) {
 
 inline bool empty(const Maps& maps) { return maps.batch * maps.joints * maps.height * maps.width == 0; }
 
+// The most that the tables of whole runs take, with vectors of `vector` elements.
+inline int64_t table_bytes(const Maps& maps, int64_t joints, int vector) {
+  return 4 * (joints * (maps.width + 1) + (maps.height + 1) * (joints + vector - 1) + 8);
+}
+
 // Whether a block can own a whole NHWC picture: its joints' phases fit its threads, its tables fit shared memory.
 inline bool interleaves(const Maps& maps, bool tables) {
-  constexpr int64_t kLongestVector = 8;
-  const int64_t floats = maps.joints * (maps.width + maps.height + 2) + (maps.height + 2) * kLongestVector;
-  return maps.joints <= kMostJoints && maps.joints * maps.height * maps.width <= kMaxElements &&
-         (!tables || floats * 4 <= kMaxShared);
+  return maps.channels_last && maps.joints <= kMostJoints && maps.joints * maps.height * maps.width <= kMaxElements &&
+         (!tables || table_bytes(maps, maps.joints, 1) <= kMaxShared);
 }
 
 inline int greatest_common_divisor(int a, int b) { return b == 0 ? a : greatest_common_divisor(b, a % b); }
@@ -206,7 +209,7 @@ inline View make_view(const Maps& maps, int vector, bool tables, bool split) {
   constexpr int64_t kEnoughBlocks = 512;
   constexpr int kFewestRows = 8;
   View view{};
-  const bool interleaved = maps.channels_last && interleaves(maps, tables);
+  const bool interleaved = interleaves(maps, tables);
   const int64_t map = maps.height * maps.width;
   view.picture_stride = maps.joints * map;
   view.run_stride = maps.channels_last ? 1 : map;
@@ -228,9 +231,10 @@ inline View make_view(const Maps& maps, int vector, bool tables, bool split) {
 template <typename T, typename Function>
 int with_vectors(const Maps& maps, bool tables, std::initializer_list<const void*> bases, Function&& function) {
   constexpr int kWidest = 16 / sizeof(T);
-  const bool interleaved = maps.channels_last && interleaves(maps, tables);
-  const int64_t row = maps.width * (interleaved ? maps.joints : 1);
-  bool wide = (interleaved || !maps.channels_last) && row % kWidest == 0;
+  const bool interleaved = interleaves(maps, tables);
+  const int64_t joints = interleaved ? maps.joints : 1;
+  bool wide = (interleaved || !maps.channels_last) && maps.width * joints % kWidest == 0;
+  wide = wide && (!tables || table_bytes(maps, joints, kWidest) <= kMaxShared);
   for (const void* base : bases) wide = wide && reinterpret_cast<uintptr_t>(base) % 16 == 0;
   if (wide) return function(T{}, std::integral_constant<int, kWidest>{});
   return function(T{}, std::integral_constant<int, 1>{});

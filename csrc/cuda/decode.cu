@@ -271,7 +271,8 @@ __global__ void __launch_bounds__(kMaxThreads, 2)
 }
 
 Blur make_blur(float sigma) {
-  Blur blur{static_cast<int>(rintf(2.5f * sigma)), 0.0f, 0.0f};
+  constexpr float kMaxRadius = 64.0f;  // as on the CPU
+  Blur blur{static_cast<int>(fminf(nearbyintf(2.5f * sigma), kMaxRadius)), 0.0f, 0.0f};
   const float smoothing = 0.3f * (static_cast<float>(blur.radius) - 1.0f) + 0.8f;
   blur.inv_two_variance = 1.0f / (2.0f * smoothing * smoothing);
   double sum = 0.0;

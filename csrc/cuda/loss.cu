@@ -9,15 +9,15 @@ constexpr int kMeanThreads = 512;
 
 template <typename T>
 struct Mse {
-  float* per_joint;        // [B, J] or null: no loss wanted
-  T* grad;                 // [B, J, H, W] or null: no gradient wanted
-  const T* heatmaps;       // [B, J, H, W]
-  const float* keypoints;  // [B, J, 2]
-  const float* weights;    // [B, J] or null
-  const float* grad_out;   // [B, J] (grad_out_stride 1), [] (0), or null for 1
-  int grad_out_stride;
-  float grad_scale;  // gradient = grad_scale * grad_out * w * (p - t)
-  float loss_scale;  // per_joint = loss_scale * w * sum of (p - t)^2
+  float* per_joint;                 // [B, J] or null: no loss wanted
+  T* grad;                          // [B, J, H, W] or null: no gradient wanted
+  const T* heatmaps;                // [B, J, H, W]
+  const float* keypoints;           // [B, J, 2]
+  const float* weights;             // [B, J] or null
+  const float* grad_out = nullptr;  // [B, J] (grad_out_stride 1), [] (0), or null for 1
+  int grad_out_stride = 0;
+  float grad_scale = 0.0f;  // gradient = grad_scale * grad_out * w * (p - t)
+  float loss_scale = 0.0f;  // per_joint = loss_scale * w * sum of (p - t)^2
 };
 
 // Lane 0 has the sum over the warp, added in a fixed order.
