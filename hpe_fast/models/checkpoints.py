@@ -30,7 +30,14 @@ SHOWN = 10
 
 
 class CheckpointError(ValueError):
-    """A file that holds no weights, or weights that do not fit the model."""
+    """A file that holds no weights, or weights that do not fit the model.
+
+    Example:
+        >>> load_checkpoint({"epoch": 3})
+        Traceback (most recent call last):
+        ...
+        hpe_fast.models.checkpoints.CheckpointError: state dict: no state dict: the entries ['epoch'] are no weights
+    """
 
 
 def build_model(config: Mapping[str, Any]) -> nn.Module:

@@ -114,7 +114,12 @@ def check_positive(**arguments: int) -> None:
 
 
 class SimpleBaseline(nn.Module):
-    """See ``simple_baseline``, which builds it."""
+    """The network that ``simple_baseline`` builds, where its arguments are explained.
+
+    Example:
+        >>> SimpleBaseline(18, 17).config["depth"]
+        18
+    """
 
     def __init__(self, depth: int, joints: int) -> None:
         super().__init__()
