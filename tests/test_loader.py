@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -274,6 +276,19 @@ def test_the_next_batch_is_under_way_while_this_one_is_used(store: PoseStore):
     assert loader.wait_seconds > waited
 
 
+def test_a_loader_that_is_no_longer_used_gives_its_memory_back(store: PoseStore):
+    loader = ImageLoader(store, 4)
+    batches = loader.epoch()
+    next(batches)
+    pipeline = weakref.ref(loader._pipeline)
+    gc.disable()
+    try:
+        del loader, batches
+        assert pipeline() is None
+    finally:
+        gc.enable()
+
+
 # ---- what can be wrong
 
 
@@ -385,3 +400,22 @@ def test_the_gpu_sees_what_the_cpu_sees(store: PoseStore, augmentation):
                 assert (value.cpu().int() - want.int()).abs().float().mean() < 1
             else:
                 assert torch.equal(value.cpu(), want)
+
+
+def test_preview(store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    from hpe_fast.data import preview
+
+    sheet = preview.preview(preview.PreviewConfig(store_path, augmentation="none", rows=2, columns=3))
+    assert sheet.shape == (2 * 64, 3 * 64, 3)
+    (batch,) = ImageLoader(PoseStore(store_path), 20, shuffle=True).epoch()
+    first = np.abs(sheet[:64, :64].astype(int) - batch.images[0].numpy()).max(axis=2)
+    assert 0.01 < (first > 0).mean() < 0.9  # lines on top of the picture
+    x, y = np.round(batch.keypoints[0, 16].numpy()).astype(int)
+    assert sheet[y, x].tolist() == list(preview._RED)
+    out = tmp_path / "sheet.png"
+    monkeypatch.setattr(sys, "argv", ["preview", str(store_path), "--out", str(out), "--image-size", "96"])
+    preview.main()
+    assert str(out) in capsys.readouterr().out
+    assert cv2.imread(str(out)).shape == (6 * 96, 8 * 96, 3)
+    with pytest.raises(ValueError, match=r"augmentation must be one of .*got 'all'"):
+        preview.preview(preview.PreviewConfig(store_path, augmentation="all"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import weakref
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -88,10 +89,16 @@ class ImageLoader:
         RuntimeError: from DALI, for a GPU that is not there.
 
     Example:
-        >>> from hpe_fast.data.sample import bundled_sample  # doctest: +SKIP
-        >>> loader = ImageLoader(PoseStore(bundled_sample()["valid"]), batch_size=8)  # doctest: +SKIP
-        >>> next(loader.epoch()).images.shape  # doctest: +SKIP
-        torch.Size([8, 128, 128, 3])
+        >>> import cv2, tempfile
+        >>> from hpe_fast.data.store import PoseStoreWriter
+        >>> path = tempfile.mkdtemp() + "/poses.h5"
+        >>> jpeg = cv2.imencode(".jpg", np.zeros((64, 64, 3), np.uint8))[1].tobytes()
+        >>> with PoseStoreWriter(path, (64, 64)) as writer:
+        ...     for _ in range(6):
+        ...         writer.append(jpeg, np.full((17, 2), 30.0), np.ones(17))
+        >>> loader = ImageLoader(PoseStore(path), batch_size=4)
+        >>> [tuple(batch.images.shape) for batch in loader.epoch()]
+        [(4, 64, 64, 3), (2, 64, 64, 3)]
     """
 
     def __init__(
@@ -241,18 +248,19 @@ class ImageLoader:
         )
 
     def _build(self) -> Any:
-        return build_pipeline(self._source, self._steps, self.batch_size, self.threads, self.device.index)
-
-    def _source(self, info: object) -> tuple:
-        """DALI's call for the next batch (its own count of epochs and batches does not know of abandoned ones)."""
-        return next(self._feed)
+        # Weak: a pipeline that kept its loader alive would keep its memory until the next garbage collection.
+        loader = weakref.proxy(self)
+        # DALI's own count of epochs and batches does not know of abandoned ones, so the feed has its own.
+        return build_pipeline(
+            lambda info: next(loader._feed), self._steps, self.batch_size, self.threads, self.device.index
+        )
 
 
 class _Feed:
     """The batches of one epoch on their way into DALI."""
 
     def __init__(self, loader: ImageLoader, epoch: int, batches: list[np.ndarray]) -> None:
-        self.loader = loader
+        self.loader = weakref.proxy(loader)
         self.epoch = epoch
         self.batches = deque(batches)
         self.pending: deque[_Pending] = deque()

@@ -12,6 +12,7 @@ import tyro
 from hpe_fast.data.augment import AUGMENTATIONS
 from hpe_fast.data.loader import Batch, ImageLoader
 from hpe_fast.data.store import PoseStore
+from hpe_fast.files import atomic_path
 from hpe_fast.ops import Normalization, prepare_images
 from hpe_fast.skeleton import EDGES, LEFT, RIGHT
 
@@ -99,8 +100,10 @@ def main() -> None:
     import cv2
 
     config = tyro.cli(PreviewConfig)
-    if not cv2.imwrite(str(config.out), preview(config)[:, :, ::-1]):
-        raise OSError(f"{config.out}: cannot be written")
+    sheet = preview(config)
+    with atomic_path(config.out) as temporary:
+        if not cv2.imwrite(str(temporary), sheet[:, :, ::-1]):
+            raise OSError(f"{config.out}: cannot be written")
     print(f"wrote {config.out}")
 
 
