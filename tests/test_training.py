@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from hpe_fast.training.checkpoint import CheckpointError, Progress, restore_state, save_state
+from hpe_fast.models import CheckpointError
+from hpe_fast.training.checkpoint import Progress, restore_state, save_state
 from hpe_fast.training.config import PRESETS, OptimizerConfig, codec_of, preset
 from hpe_fast.training.engine import Fit, Interrupted, TrainingDiverged, learning_rate, make_optimizer
 
@@ -25,7 +27,9 @@ class ToyStage:
     wait_seconds = 0.0
     steps_per_epoch = 5
 
-    def __init__(self, epochs: int = 4, nan_at: int | None = None, stop_at: int | None = None, optimizer="adamw") -> None:
+    def __init__(
+        self, epochs: int = 4, nan_at: int | None = None, stop_at: int | None = None, optimizer="adamw"
+    ) -> None:
         torch.manual_seed(0)
         self.model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 1))
         self.optimizer_config = OptimizerConfig(name=optimizer, learning_rate=0.01)
@@ -180,6 +184,15 @@ def test_presets_are_what_the_paper_and_the_official_code_did():
         preset("slow")
 
 
+@pytest.fixture(scope="session")
+def small_dataset(make_store, tmp_path_factory):
+    """A folder with two pose stores, as --data takes it."""
+    folder = tmp_path_factory.mktemp("dataset")
+    shutil.copy(make_store(count=24), folder / "train.h5")
+    shutil.copy(make_store(count=9), folder / "valid.h5")
+    return folder
+
+
 def small_config(tmp_path, train_store, **changes):
     quick = PRESETS["quick"]
     return replace(
@@ -198,7 +211,14 @@ def test_a_whole_run_writes_what_it_promises(tmp_path, small_dataset):
 
     metrics = train(small_config(tmp_path, small_dataset))
     run = tmp_path / "run"
-    for name in ("config.json", "train.log", "curves.png", "predictions.png", "hrnet.safetensors", "lifter.safetensors"):
+    for name in (
+        "config.json",
+        "train.log",
+        "curves.png",
+        "predictions.png",
+        "hrnet.safetensors",
+        "lifter.safetensors",
+    ):
         assert (run / name).stat().st_size > 0, name
     assert json.loads((run / "metrics.json").read_text()) == json.loads(json.dumps(metrics))
     for key in ("mpjpe_mm", "pa_mpjpe_mm"):
@@ -231,7 +251,16 @@ def test_the_command_line_names_what_is_wrong(tmp_path, small_dataset):
 def test_killed_at_any_moment_and_resumed_the_weights_are_the_same(tmp_path, small_dataset):
     command = [
         *(sys.executable, "-m", "hpe_fast.train", "--data", str(small_dataset), "--preset", "quick"),
-        *("--detector.image-size", "64", "--detector.batch-size", "4", "--detector.epochs", "3", "--lifter.width", "32"),
+        *(
+            "--detector.image-size",
+            "64",
+            "--detector.batch-size",
+            "4",
+            "--detector.epochs",
+            "3",
+            "--lifter.width",
+            "32",
+        ),
         *("--lifter.batch-size", "8", "--lifter.epochs", "20", "--checkpoint-minutes", "0.002", "--threads", "1"),
     ]
 

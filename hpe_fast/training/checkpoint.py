@@ -11,12 +11,9 @@ import torch
 from torch import nn
 
 from hpe_fast.files import atomic_path
+from hpe_fast.models import CheckpointError
 
 VERSION = 1
-
-
-class CheckpointError(ValueError):
-    """A training state that cannot be read or does not belong to this run."""
 
 
 @dataclass
