@@ -1,7 +1,7 @@
 """The operators as users call them: arguments checked, defaults filled in.
 
-Shapes: B batch, J joints, H and W heatmap height and width. Keypoints are network-input pixels, x before y, where the centre
-of the top-left pixel is (0, 0). Heatmaps may be ``channels_last``; they are never copied to another layout.
+Shapes: B batch, J joints, H and W heatmap height and width. Keypoints are network-input pixels, x before y, where
+the centre of the top-left pixel is (0, 0). Heatmaps may be ``channels_last``; they are never copied to another layout.
 """
 
 from __future__ import annotations
@@ -21,11 +21,6 @@ from hpe_fast.skeleton import FLIP_PERMUTATION
 Refine = Literal["none", "quarter", "dark"]
 
 _OPS = torch.ops.hpe_fast
-_RENDER = _OPS.render_heatmaps.default
-_MSE = _OPS.heatmap_mse.default
-_MSE_AND_GRAD = _OPS.heatmap_mse_and_grad.default
-_DECODE = _OPS.decode_heatmaps.default
-_PREPARE = _OPS.prepare_images.default
 
 _HEATMAP_DTYPES = frozenset(_library.DTYPE_CODES)
 _IMAGE_DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
@@ -77,7 +72,8 @@ def _check_heatmaps(heatmaps: Tensor, codec: HeatmapCodec, name: str = "heatmaps
 def _checked_joints(keypoints: Tensor, weights: Tensor | None, heatmaps: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Keypoints and weights as float32, checked against each other and the heatmaps they belong to."""
     _require_tensor("keypoints", keypoints)
-    if keypoints.dim() != 3 or keypoints.shape[2] != 2:
+    shape = keypoints.shape
+    if len(shape) != 3 or shape[2] != 2:
         _reject_shape("keypoints", keypoints, "[B, J, 2]")
     if keypoints.dtype is not torch.float32:
         if not keypoints.dtype.is_floating_point:
@@ -86,8 +82,9 @@ def _checked_joints(keypoints: Tensor, weights: Tensor | None, heatmaps: Tensor 
     if keypoints.requires_grad and torch.is_grad_enabled():
         _reject_gradient("keypoints")
     if heatmaps is not None:
-        if keypoints.shape[:2] != heatmaps.shape[:2]:
-            _reject_shape("keypoints", keypoints, f"{[*heatmaps.shape[:2], 2]}, like heatmaps {list(heatmaps.shape)}")
+        maps = heatmaps.shape
+        if shape[0] != maps[0] or shape[1] != maps[1]:
+            _reject_shape("keypoints", keypoints, f"{[maps[0], maps[1], 2]}, like heatmaps {list(maps)}")
         if keypoints.device != heatmaps.device:
             _reject_device("keypoints", keypoints, "heatmaps", heatmaps.device)
     return keypoints, None if weights is None else _checked_weights(weights, keypoints)
@@ -95,8 +92,9 @@ def _checked_joints(keypoints: Tensor, weights: Tensor | None, heatmaps: Tensor 
 
 def _checked_weights(weights: Tensor, keypoints: Tensor) -> Tensor:
     _require_tensor("weights", weights)
-    if weights.shape != keypoints.shape[:2]:
-        _reject_shape("weights", weights, f"{list(keypoints.shape[:2])}, one a joint")
+    shape, joints = weights.shape, keypoints.shape
+    if len(shape) != 2 or shape[0] != joints[0] or shape[1] != joints[1]:
+        _reject_shape("weights", weights, f"{[joints[0], joints[1]]}, one a joint")
     if weights.dtype is not torch.float32:
         if weights.dtype not in _WEIGHT_DTYPES:
             _reject_dtype("weights", weights, "a floating dtype, bool or uint8")
@@ -116,6 +114,8 @@ def _check_float32(name: str, value: Tensor, shape: tuple[int, ...], images: Ten
         _reject_dtype(name, value, "float32")
     if value.device != images.device:
         _reject_device(name, value, other, images.device)
+    if value.requires_grad and torch.is_grad_enabled():
+        _reject_gradient(name)
 
 
 def render_heatmaps(
@@ -159,7 +159,8 @@ def render_heatmaps(
     if not channels_last and memory_format is not torch.contiguous_format:
         raise ValueError(f"memory_format must be torch.contiguous_format or torch.channels_last, got {memory_format}")
     height, width = codec.heatmap_size
-    return _RENDER(keypoints, weights, codec.params, height, width, dtype, channels_last)
+    render = _library.render_heatmaps if _library.is_plain(keypoints) else _OPS.render_heatmaps
+    return render(keypoints, weights, codec.params, height, width, dtype, channels_last)
 
 
 def heatmap_mse_loss(
@@ -172,8 +173,9 @@ def heatmap_mse_loss(
 ) -> Tensor:
     """Mean of ``w (p - t)^2`` over all pixels, where the target ``t`` is never stored.
 
-    It is mmpose's ``KeypointMSELoss`` and, for weights 0 and 1, twice the official ``JointsMSELoss``. Joints off the map and NaN
-    joints weigh 0 yet count in the mean, as there. Differentiable in ``heatmaps``, once; bit-identical from run to run.
+    It is mmpose's ``KeypointMSELoss`` and, for weights 0 and 1, twice the official ``JointsMSELoss``. Joints off the
+    map and NaN joints weigh 0 yet count in the mean, as there. Differentiable in ``heatmaps``, once; bit-identical
+    from run to run.
 
     Args:
         heatmaps: ``[B, J, H, W]`` predictions; float32, float16, bfloat16 or float64, NCHW or ``channels_last``. Under
@@ -184,7 +186,8 @@ def heatmap_mse_loss(
         per_joint: return ``[B, J]``, the mean over each joint's pixels (for logging, or hard-joint mining).
 
     Returns:
-        float32 (float64 for float64 heatmaps): a scalar, or ``[B, J]``. The mean of an empty batch is NaN, as torch has it.
+        float32 (float64 for float64 heatmaps): a scalar, or ``[B, J]``. The mean of an empty batch is NaN, as torch
+        has it.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
@@ -202,7 +205,13 @@ def heatmap_mse_loss(
     """
     _check_heatmaps(heatmaps, codec)
     keypoints, weights = _checked_joints(keypoints, weights, heatmaps)
-    return _MSE(heatmaps, keypoints, weights, codec.params, per_joint)
+    if not _library.is_plain(heatmaps):
+        mse = _OPS.heatmap_mse
+    elif heatmaps.requires_grad and torch.is_grad_enabled():
+        mse = _library.HeatmapMSE.apply
+    else:
+        mse = _library.heatmap_mse
+    return mse(heatmaps, keypoints, weights, codec.params, per_joint)
 
 
 def heatmap_mse_loss_and_grad(
@@ -225,8 +234,8 @@ def heatmap_mse_loss_and_grad(
         grad_scale: factor of the gradient (a loss scale, or the share of one of several heads).
 
     Returns:
-        The loss (scalar, without ``grad_scale``), ``grad_scale * d loss / d heatmaps`` (dtype and layout of the heatmaps), and
-        the losses ``[B, J]`` of the joints.
+        The loss (scalar, without ``grad_scale``), ``grad_scale * d loss / d heatmaps`` (dtype and layout of the
+        heatmaps), and the losses ``[B, J]`` of the joints.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
@@ -245,7 +254,9 @@ def heatmap_mse_loss_and_grad(
     keypoints, weights = _checked_joints(keypoints, weights, heatmaps)
     if not math.isfinite(grad_scale):
         raise ValueError(f"grad_scale must be a finite number, got {grad_scale!r}")
-    return _MSE_AND_GRAD(heatmaps.detach(), keypoints, weights, codec.params, grad_scale)
+    heatmaps = heatmaps.detach()
+    mse_and_grad = _library.heatmap_mse_and_grad if _library.is_plain(heatmaps) else _OPS.heatmap_mse_and_grad
+    return mse_and_grad(heatmaps, keypoints, weights, codec.params, grad_scale)
 
 
 def _checked_permutation(permutation: Sequence[int] | None, joints: int) -> list[int]:
@@ -259,7 +270,8 @@ def _checked_permutation(permutation: Sequence[int] | None, joints: int) -> list
     permutation = [int(j) for j in permutation]
     if sorted(permutation) != list(range(joints)) or joints > _MAX_FLIP_JOINTS:
         raise ValueError(
-            f"flip_permutation must be a permutation of 0..{joints - 1}, of {_MAX_FLIP_JOINTS} joints at most, got {permutation}"
+            f"flip_permutation must be a permutation of 0..{joints - 1}, of {_MAX_FLIP_JOINTS} joints at most, "
+            f"got {permutation}"
         )
     return permutation
 
@@ -276,24 +288,24 @@ def decode_heatmaps(
 ) -> tuple[Tensor, Tensor]:
     """Joints and their scores from heatmaps: argmax, refinement, flip test and the way back to the image, in one pass.
 
-    The first maximum wins and NaN is ignored. Where the maximum is not positive the joint is at heatmap pixel (0, 0), as in the
-    official ``get_max_preds``; a map of nothing but NaN is there too, with score NaN. Not differentiable.
+    The first maximum wins and NaN is ignored. Where the maximum is not positive the joint is at heatmap pixel (0,
+    0), as in the official ``get_max_preds``; a map of nothing but NaN is there too, with score NaN. Not differentiable.
 
     Args:
         heatmaps: ``[B, J, H, W]``; float32, float16, bfloat16 or float64, NCHW or ``channels_last``.
         codec: what the network was trained on; its ``heatmap_size`` must be ``(H, W)``.
-        refine: ``"quarter"``: a quarter pixel towards the larger neighbour, except within a pixel of the border (official
-            ``get_final_preds``); ``"dark"``: one Newton step on the logarithm of the blurred map (Zhang et al. 2020, as mmpose's
-            ``refine_keypoints_dark``); or ``"none"``.
-        flipped: heatmaps of the mirrored pictures, like ``heatmaps``; they are mirrored back, left and right are exchanged, and
-            the average is decoded.
+        refine: ``"quarter"``: a quarter pixel towards the larger neighbour, except within a pixel of the border
+            (official ``get_final_preds``); ``"dark"``: one Newton step on the logarithm of the blurred map (Zhang et
+            al. 2020, as mmpose's ``refine_keypoints_dark``); or ``"none"``.
+        flipped: heatmaps of the mirrored pictures, like ``heatmaps``; they are mirrored back, left and right are
+            exchanged, and the average is decoded.
         to_image: ``[B, 2, 3]`` float32, affine from network-input pixels to image pixels.
         shift_flipped: move the mirrored-back map right by one pixel (the official ``SHIFT_HEATMAP``).
         flip_permutation: joint j of a mirrored picture is joint ``flip_permutation[j]``; None: Human3.6M's 17 joints.
 
     Returns:
-        ``coords [B, J, 2]``, in network-input pixels or, with ``to_image``, in image pixels; ``scores [B, J]``, the maxima.
-        Both float32.
+        ``coords [B, J, 2]``, in network-input pixels or, with ``to_image``, in image pixels; ``scores [B, J]``, the
+        maxima. Both float32.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
@@ -320,10 +332,14 @@ def decode_heatmaps(
             _reject_dtype("flipped", flipped, f"{heatmaps.dtype}, like heatmaps")
         if flipped.device != heatmaps.device:
             _reject_device("flipped", flipped, "heatmaps", heatmaps.device)
+        flipped = flipped.detach()
         permutation = _checked_permutation(flip_permutation, heatmaps.shape[1])
     if to_image is not None:
         _check_float32("to_image", to_image, (heatmaps.shape[0], 2, 3), heatmaps, "heatmaps")
-    return _DECODE(heatmaps, flipped, to_image, codec.params, code, shift_flipped, permutation)
+    if heatmaps.requires_grad:
+        heatmaps = heatmaps.detach()
+    decode = _library.decode_heatmaps if _library.is_plain(heatmaps) else _OPS.decode_heatmaps
+    return decode(heatmaps, flipped, to_image, codec.params, code, shift_flipped, permutation)
 
 
 def _checked_noise(
@@ -363,8 +379,8 @@ def prepare_images(
     """uint8 pictures to network input, with an optional colour matrix and Gaussian noise, in one pass.
 
     ``out = (clamp(color @ (r, g, b, 1), 0, 255) / 255 + noise - mean) / std``. The noise of an element is a function of
-    ``(seed, sample id, element)`` alone (Philox4x32-10, Salmon et al. 2011), so a sample looks the same in every batch and on
-    every device.
+    ``(seed, sample id, element)`` alone (Philox4x32-10, Salmon et al. 2011), so a sample looks the same in every
+    batch and on every device.
 
     Args:
         images: uint8 ``[B, H, W, 3]``, RGB.
@@ -404,4 +420,5 @@ def prepare_images(
     noise_std, sample_ids = _checked_noise(noise_std, sample_ids, images)
     if color is not None:
         _check_float32("color", color, (images.shape[0], 3, 4), images, "images")
-    return _PREPARE(images, color, noise_std, sample_ids, normalization.mean, normalization.std, seed, dtype)
+    prepare = _library.prepare_images if _library.is_plain(images) else _OPS.prepare_images
+    return prepare(images, color, noise_std, sample_ids, normalization.mean, normalization.std, seed, dtype)

@@ -1,7 +1,7 @@
 """``torch.ops.hpe_fast.*``: schemas, kernels, fake kernels and gradients. The only module that registers operators.
 
-Arguments arrive checked (functional.py). A CUDA call is capturable in a graph: current stream, no synchronisation, outputs from
-torch's allocator, nothing copied from the host. Under autocast tensors are used as they come.
+Arguments arrive checked (functional.py). A CUDA call is capturable in a graph: current stream, no synchronisation,
+outputs from torch's allocator, nothing copied from the host. Under autocast tensors are used as they come.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ SCHEMAS = (
     "bool per_joint) -> Tensor",
     "heatmap_mse_and_grad(Tensor heatmaps, Tensor keypoints, Tensor? weights, float[] codec, float grad_scale) "
     "-> (Tensor loss, Tensor grad, Tensor per_joint)",
-    "decode_heatmaps(Tensor heatmaps, Tensor? flipped, Tensor? to_image, float[] codec, int refine, bool shift_flipped, "
-    "int[] flip_permutation) -> (Tensor coords, Tensor scores)",
-    "prepare_images(Tensor images, Tensor? color, Tensor? noise_std, Tensor? sample_ids, float[] mean, float[] std, int seed, "
-    "ScalarType dtype) -> Tensor",
+    "decode_heatmaps(Tensor heatmaps, Tensor? flipped, Tensor? to_image, float[] codec, int refine, "
+    "bool shift_flipped, int[] flip_permutation) -> (Tensor coords, Tensor scores)",
+    "prepare_images(Tensor images, Tensor? color, Tensor? noise_std, Tensor? sample_ids, float[] mean, float[] std, "
+    "int seed, ScalarType dtype) -> Tensor",
 )
 
 #: Operators live as long as this object.
@@ -37,6 +37,26 @@ for _schema in SCHEMAS:
 DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
 
 Maps = tuple[int, int, int, int, bool, int]
+
+
+_dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
+_transforms = getattr(torch._C._functorch, "peek_interpreter_stack", lambda: True)
+
+
+def is_plain(x: Tensor) -> bool:
+    """Whether a call with ``x`` may skip the dispatcher, which costs more than the rest of a call on the host.
+
+    It may if nothing listens there: no compiler, tracer, function transform, mode (fake tensors, profilers of
+    operators) or tensor subclass.
+    """
+    return (
+        (type(x) is Tensor or type(x) is torch.nn.Parameter)
+        and not torch.compiler.is_compiling()
+        and _dispatch_modes() == 0
+        and _transforms() is None
+        and (x.is_cpu or x.is_cuda)
+        and not torch.jit.is_tracing()
+    )
 
 
 def _kernels(x: Tensor) -> ModuleType | None:
@@ -192,6 +212,17 @@ def _no_second_gradient(ctx, *grad_out: Tensor):
         "heatmap_mse_loss has no second derivative (double backward is not supported); "
         "hpe_fast.ops.reference.heatmap_mse has"
     )
+
+
+class HeatmapMSE(torch.autograd.Function):
+    """The recorded call without the dispatcher, which would double its cost on the host; see :func:`is_plain`."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        _save_for_backward(ctx, inputs, None)
+        return heatmap_mse(*inputs)
+
+    backward = staticmethod(_heatmap_mse_gradient)
 
 
 _register("heatmap_mse", heatmap_mse, _heatmap_mse_fake)

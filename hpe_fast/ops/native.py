@@ -1,7 +1,7 @@
 """The compiled module: found, checked and chosen here, and nowhere else.
 
-``HPE_FAST_BACKEND=torch`` makes every operator run its PyTorch twin; ``HPE_FAST_STRICT=1`` turns the silent second best (the
-twin on CUDA tensors where no CUDA kernels were built) into an error.
+``HPE_FAST_BACKEND=torch`` makes every operator run its PyTorch twin; ``HPE_FAST_STRICT=1`` turns the silent second
+best (the twin on CUDA tensors where no CUDA kernels were built) into an error.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from hpe_fast import __version__
 
 _REMEDY = "run `pip install .` in hpe_fast's source folder, or set HPE_FAST_BACKEND=torch for the slower PyTorch twins"
 _CUDA_REMEDY = (
-    "run `HPE_FAST_CUDA=ON pip install --force-reinstall --no-deps .` in hpe_fast's source folder on a machine with the "
-    "CUDA toolkit"
+    "run `HPE_FAST_CUDA=ON pip install --force-reinstall --no-deps .` in hpe_fast's source folder on a machine with "
+    "the CUDA toolkit"
 )
 
 
@@ -103,9 +103,9 @@ def build_info() -> dict[str, object]:
 
     Returns:
         ``version``, ``backend`` (``auto`` or ``torch``), ``problem`` (a sentence, or None), ``cpu_kernels``,
-        ``cuda_kernels``, ``cuda_architectures``, ``cuda_version`` (of the toolkit), ``simd`` (what the CPU kernels chose),
-        ``driver_version`` and ``runtime_version`` (of CUDA, e.g. 13000; 0 where unknown). Never raises for a module that is
-        missing or stale.
+        ``cuda_kernels``, ``cuda_architectures``, ``cuda_version`` (of the toolkit), ``simd`` (what the CPU kernels
+        chose), ``driver_version`` and ``runtime_version`` (of CUDA, e.g. 13000; 0 where unknown). Never raises for a
+        module that is missing or stale.
 
     Example:
         >>> from hpe_fast.ops import build_info

@@ -1,7 +1,8 @@
-"""The operators in plain PyTorch: the same arguments and meaning as the kernels, on any device, differentiable by torch.
+"""The operators in plain PyTorch: arguments and meaning of the kernels, on any device, differentiable by torch.
 
-They run where no kernel does (``HPE_FAST_BACKEND=torch``, CUDA tensors without CUDA kernels), and they are what the kernels
-are tested and measured against. ``codec`` is ``HeatmapCodec.params``; csrc/target.h is the definition of a target.
+They run where no kernel does (``HPE_FAST_BACKEND=torch``, CUDA tensors without CUDA kernels), and they are what the
+kernels are tested and measured against. ``codec`` is ``HeatmapCodec.params``; csrc/target.h is the definition of a
+target.
 """
 
 from __future__ import annotations
@@ -197,7 +198,7 @@ def _log_stencil(maps: Tensor, x: Tensor, y: Tensor, sigma: float) -> Tensor:
 
 
 def _dark_offset(maps: Tensor, x: Tensor, y: Tensor, sigma: float) -> Tensor:
-    """Newton step to the maximum of the log-heatmap (Zhang et al. 2020; mmpose ``refine_keypoints_dark``), [B, J, 2]."""
+    """Newton step to the maximum of the log-heatmap (Zhang et al. 2020; mmpose ``refine_keypoints_dark``)."""
     height, width = maps.shape[2:]
     p = _log_stencil(maps, x, y, sigma)
     dx, dy = 0.5 * (p[..., 2, 3] - p[..., 2, 1]), 0.5 * (p[..., 3, 2] - p[..., 1, 2])
@@ -257,7 +258,7 @@ def _philox(words: list[Tensor], seed: int) -> list[Tensor]:
 
 
 def standard_normals(seed: int, sample_ids: Tensor, count: int) -> Tensor:
-    """The noise of each sample, N(0, 1) [B, count] float64: element i of a sample is a function of (seed, id, i) alone."""
+    """Noise N(0, 1) of each sample, [B, count] float64: a function of seed, sample id and element alone."""
     blocks = torch.arange((count + 3) // 4, device=sample_ids.device)
     blocks, ids = torch.broadcast_tensors(blocks, sample_ids[:, None])
     mask = 0xFFFFFFFF
