@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Literal
 
 Rounding = Literal["none", "floor", "nearest"]
@@ -32,8 +31,8 @@ class HeatmapCodec:
     Args:
         sigma: standard deviation in heatmap pixels.
         amplitude: value at the centre.
-        truncate: half-width of the square window in sigmas (``int(truncate * sigma)`` pixels around the rounded centre);
-            zero outside. A joint whose whole window lies off the map gets weight 0. ``None``: the whole map.
+        truncate: half-width of the square window in sigmas (``int(truncate * sigma)`` pixels around the rounded
+            centre); zero outside. A joint whose whole window lies off the map gets weight 0. ``None``: the whole map.
         rounding: of the centre: ``"nearest"`` truncates ``c + 0.5`` toward zero as the official code does, ``"floor"``
             (the decoder then adds the half pixel that flooring loses on average), or ``"none"`` (sub-pixel).
         image_size: network input, ``(height, width)`` or one int, in pixels.
@@ -67,6 +66,10 @@ class HeatmapCodec:
             raise ValueError(f"rounding must be one of {sorted(ROUNDING_CODES)}, got {self.rounding!r}")
         object.__setattr__(self, "image_size", _size("image_size", self.image_size))
         object.__setattr__(self, "heatmap_size", _size("heatmap_size", self.heatmap_size))
+        # Made here and not when first asked for: torch.compile does not trace functools.cached_property.
+        code = float(ROUNDING_CODES[self.rounding])
+        params = [float(self.sigma), float(self.amplitude), float(self.radius), code, *self.stride]
+        object.__setattr__(self, "_params", params)
 
     @property
     def stride(self) -> tuple[float, float]:
@@ -78,10 +81,10 @@ class HeatmapCodec:
         """Half-width of the window in heatmap pixels, -1 for the whole map."""
         return -1 if self.truncate is None else int(self.truncate * self.sigma)
 
-    @cached_property
+    @property
     def params(self) -> list[float]:
         """``[sigma, amplitude, radius, rounding code, stride x, stride y]``: the codec as the operators take it."""
-        return [self.sigma, self.amplitude, float(self.radius), float(ROUNDING_CODES[self.rounding]), *self.stride]
+        return self._params
 
     def resized(self, image_size: int | Size, heatmap_size: int | Size) -> HeatmapCodec:
         """The same target for another network input and heatmap size."""
@@ -92,9 +95,7 @@ class HeatmapCodec:
 OFFICIAL = HeatmapCodec()
 
 #: What the paper's code trained with: 300 * N(floor(joint), 1.5 I) on the whole map.
-PAPER = HeatmapCodec(
-    sigma=math.sqrt(1.5), amplitude=300 / (2 * math.pi * 1.5), truncate=None, rounding="floor"
-)
+PAPER = HeatmapCodec(sigma=math.sqrt(1.5), amplitude=300 / (2 * math.pi * 1.5), truncate=None, rounding="floor")
 
 #: Sub-pixel centre on the whole map (DARK, Zhang et al. 2020).
 UNBIASED = HeatmapCodec(truncate=None, rounding="none")
@@ -102,7 +103,13 @@ UNBIASED = HeatmapCodec(truncate=None, rounding="none")
 
 @dataclass(frozen=True)
 class Normalization:
-    """How pixels become network input: ``(pixel / 255 - mean) / std`` per RGB channel."""
+    """How pixels become network input: ``(pixel / 255 - mean) / std`` per RGB channel.
+
+    Example:
+        >>> from hpe_fast.ops import IMAGENET
+        >>> IMAGENET.mean
+        (0.485, 0.456, 0.406)
+    """
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
