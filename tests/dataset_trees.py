@@ -201,7 +201,7 @@ def coco(root: Path) -> dict[str, list]:
                     "iscrowd": 0,
                     "num_keypoints": int((keypoints[:, 2] > 0).sum()),
                     "keypoints": keypoints.ravel().tolist(),
-                    "bbox": [30.5, 20.25, 160.0, 180.0 + number],
+                    "bbox": [29.9, 20.25, 160.0, 180.0 + number],
                 }
             )
         crowd = {

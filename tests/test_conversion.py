@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -19,6 +20,7 @@ import pytest
 
 from hpe_fast.convert import main
 from hpe_fast.data.converters import ConvertOptions, convert, find_problems, open_dataset, shards
+from hpe_fast.data.converters.pictures import crop_picture
 from hpe_fast.data.schema import DataError
 from hpe_fast.data.store import PoseStore, PoseStoreWriter
 
@@ -218,6 +220,21 @@ def test_exif_rotation_is_neither_applied_nor_passed_on(source, tmp_path):
     assert np.abs(train.image(0).astype(int) - trees.scene(64, 64)[..., ::-1]).mean() < 12
 
 
+@pytest.mark.parametrize("box", [(-7, -3, 80), (5, 20, 40), (30, -20, 90), (-50, 10, 60), (100, 0, 30)])
+def test_what_lies_beyond_the_picture_is_black(tmp_path, box):
+    trees.write_picture(tmp_path / "a.png", (64, 72))
+    (left, top, side), scene = box, trees.scene(64, 72)
+    crop = crop_picture(tmp_path / "a.png", np.array(box), side, 100)
+    found = cv2.imdecode(np.frombuffer(crop.jpeg, np.uint8), cv2.IMREAD_COLOR).astype(int)
+    expected = np.zeros((side, side, 3), int)
+    for y in range(side):
+        for x in range(side):
+            if 0 <= y + top < 64 and 0 <= x + left < 72:
+                expected[y, x] = scene[y + top, x + left]
+    assert crop.frame_size == (64, 72)
+    assert np.abs(found - expected).mean() < 3
+
+
 def test_limit(source, tmp_path):
     files = to_store(source, tmp_path / "out", ConvertOptions(size=48, limit=(3, 2)))
     assert [len(PoseStore(file)) for file in files.values()] == [3, 2]
@@ -254,6 +271,19 @@ def test_open_layout_after_an_interruption(source, monkeypatch):
         open_dataset(source, options=ConvertOptions(size=48, workers=1))
     assert not (source.with_name("src.hpe_fast") / "valid.h5").exists()
     assert len(PoseStore(open_dataset(source, options=SMALL)[1])) == 8
+
+
+def test_processes_that_open_at_the_same_time_convert_once(source, monkeypatch):
+    count = stop_after(monkeypatch, 99, None)
+    with ThreadPoolExecutor(3) as pool:
+        pairs = set(pool.map(lambda _: open_dataset(source, options=SMALL), range(3)))
+    assert len(pairs) == 1
+    assert count[0] == 16
+
+
+def test_open_here(source, monkeypatch):
+    monkeypatch.chdir(source)
+    assert open_dataset(".", options=SMALL)[0] == source.with_name("src.hpe_fast") / "train.h5"
 
 
 def test_open_where_nothing_can_be_written(source, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ def bundled_sample() -> dict[str, Path]:
 
     The people of ``train`` (400) and of ``valid`` (50) differ, and so do the recordings of their movements and the
     panoramas around them. Sources and licences are in NOTICE. Made from the 256-pixel pictures by
-    ``python -m hpe_fast.convert eth SOURCE hpe_fast/data/bundled --size 128 --quality 75 --limit 2800 300``.
+    ``python -m hpe_fast.convert eth SOURCE hpe_fast/data/bundled --size 128 --quality 75 --limit 2800 300 --no-sheet``.
 
     Raises:
         FileNotFoundError: if the package was installed without its data.

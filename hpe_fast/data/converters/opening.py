@@ -92,7 +92,7 @@ def _pair(path: Path) -> tuple[Path, Path] | None:
 
 
 def _folders(path: Path, cache: str | os.PathLike | None) -> list[Path]:
-    beside = path.with_name(path.resolve().name + _SUFFIX)
+    beside = Path(os.path.abspath(path) + _SUFFIX)
     return [beside] if cache is None else [beside, Path(cache)]
 
 

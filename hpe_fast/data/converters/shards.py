@@ -96,7 +96,8 @@ def write_table(table: Table, destination: Path, options: ConvertOptions, progre
             _make_shards(table, partial, starts, options, progress)
         bad = _assemble(table, partial, starts, destination, options)
     except OSError as error:
-        message = f"writing {destination} stopped: {error.strerror or error}; what is done is in {partial}, run again to go on from there"
+        reason = f"writing {destination} stopped: {error.strerror or error}"
+        message = f"{reason}; what is done is in {partial}, run again to go on from there"
         raise OSError(error.errno or 0, message) from error
     return bad
 
