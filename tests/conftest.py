@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-# Before torch is imported, and for the processes that tests start: the suite is made for two cores, and threads of several
-# runs that spin while they wait take the cores from each other.
+# Before torch is imported, and for the processes that tests start: the suite is made for two cores, and the threads of
+# several runs take the cores from each other when they spin while they wait.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 

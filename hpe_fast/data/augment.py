@@ -155,12 +155,24 @@ PAPER_AUGMENTATION = Augmentation(
     fill=128.0,
 )
 OFFICIAL_AUGMENTATION = Augmentation(rotation=30.0, rotation_probability=0.6, scale=0.25, flip_probability=0.5)
+MILD_AUGMENTATION = Augmentation(
+    rotation=10.0,
+    rotation_probability=0.6,
+    scale=0.1,
+    flip_probability=0.5,
+    color_probability=0.5,
+    brightness=0.1,
+    hue=0.03,
+    contrast=(0.75, 1.3),
+    saturation=(0.7, 1.4),
+)
 NO_AUGMENTATION = Augmentation()
 
 #: The presets by name.
 AUGMENTATIONS: dict[str, Augmentation] = {
     "paper": PAPER_AUGMENTATION,
     "official": OFFICIAL_AUGMENTATION,
+    "mild": MILD_AUGMENTATION,
     "none": NO_AUGMENTATION,
 }
 

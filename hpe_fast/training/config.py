@@ -54,7 +54,7 @@ class DetectorConfig:
     codec: Literal["official", "paper", "unbiased"] = "official"
     """The target heatmap."""
     normalization: Literal["imagenet", "paper"] = "imagenet"
-    augmentation: Literal["none", "paper", "official"] = "official"
+    augmentation: Literal["none", "mild", "paper", "official"] = "official"
     supervise_stages: bool = False
     """Add the loss of heatmaps after stages 2 and 3 (the paper's future work)."""
     batch_size: int = 32
@@ -125,19 +125,21 @@ PRESETS: dict[str, TrainConfig] = {
         detector=DetectorConfig(
             model="tiny",
             image_size=128,
-            batch_size=32,
+            augmentation="mild",
+            batch_size=16,
             epochs=9,
             optimizer=OptimizerConfig(learning_rate=4e-3, weight_decay=1e-4),
         ),
         lifter=LifterConfig(
+            width=512,
+            dropout=0.1,
             input="mixture",
             flip=True,
             virtual_views=0.5,
             jitter=0.01,
-            dropout=0.2,
-            batch_size=256,
-            epochs=120,
-            optimizer=OptimizerConfig(learning_rate=1e-3, weight_decay=1e-4),
+            batch_size=128,
+            epochs=100,
+            optimizer=OptimizerConfig(learning_rate=3e-3, weight_decay=1e-2),
         ),
     ),
     "paper": TrainConfig(
