@@ -22,11 +22,25 @@ _HOME = {
     "build_info": "ops",
     "load_checkpoint": "models",
 }
-_MODULES = ("data", "metrics", "models", "ops", "pipeline", "plots", "skeleton")
-
-__all__ = ["__version__", *_HOME, *_MODULES]
+__all__ = [
+    "PosePipeline",
+    "Poses",
+    "__version__",
+    "build_info",
+    "data",
+    "infer",
+    "load",
+    "load_checkpoint",
+    "metrics",
+    "models",
+    "ops",
+    "pipeline",
+    "plots",
+    "skeleton",
+]
 
 if TYPE_CHECKING:
+    from hpe_fast import data, metrics, models, ops, pipeline, plots, skeleton
     from hpe_fast.models import load_checkpoint
     from hpe_fast.ops import build_info
     from hpe_fast.pipeline import PosePipeline, Poses, infer, load
@@ -35,7 +49,7 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> object:
     if name in _HOME:
         value = getattr(import_module(f"hpe_fast.{_HOME[name]}"), name)
-    elif name in _MODULES:
+    elif name in __all__:
         value = import_module(f"hpe_fast.{name}")
     else:
         raise AttributeError(f"module 'hpe_fast' has no attribute {name!r}")
