@@ -1,0 +1,128 @@
+"""``python -m hpe_fast.predict INPUT... --out DIR``: poses in pictures, folders, videos and a camera's frames.
+
+In DIR: ``annotated/`` (every picture or video with its skeletons), ``predictions.json``, ``predictions.csv`` and
+``coco.json`` as ``--format`` asks (see ``hpe_fast.predict.writers`` for what they hold), and ``failed.txt``, the files
+that could not be read, if there are any. Exit codes: 0 done, 1 some files failed, 2 nothing could be done,
+130 interrupted (what was found until then is written).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+from hpe_fast.files import atomic_path
+from hpe_fast.pipeline import PosePipeline, load
+from hpe_fast.predict.sources import BoxTable, Failures, Frame, list_sources, read_frames
+from hpe_fast.predict.writers import Drawings, Found, Writer, open_writers
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """Find people's joints in pictures, folders, videos, or a camera's frames (camera:0)."""
+
+    inputs: Positional[tuple[str, ...]]
+    """Pictures, folders of them, videos, or camera:N."""
+    out: Path
+    """Folder for what is found."""
+    weights: str | None = None
+    """Run directory, or the name of bundled weights."""
+    boxes: Path | None = None
+    """JSON or CSV with the people's boxes; without it every picture shows one person."""
+    format: tuple[Literal["json", "csv", "coco"], ...] = ("json",)
+    """Files to write: json, csv (the paper's submission: id and 51 numbers), coco (keypoints)."""
+    draw: bool = True
+    """Write pictures and videos with the skeletons."""
+    flip_test: bool = False
+    """Average with the mirrored picture: a little better, twice the work."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    batch_size: int = 32
+    """Pictures at a time."""
+    max_frames: int | None = None
+    """Frames of each video or camera; a camera without it runs until Ctrl-C."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    import tyro
+
+    config = tyro.cli(PredictConfig, args=argv)
+    try:
+        pipeline = load(config.weights, config.device)
+        failures = predict(config, pipeline)
+    except KeyboardInterrupt:
+        print("interrupted; what was found until then is written", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for file, reason in failures.items():
+        print(f"failed: {file}: {reason}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def predict(config: PredictConfig, pipeline: PosePipeline) -> Failures:
+    """Look at everything and write what was found; returns why files failed.
+
+    Raises:
+        ValueError: there is nothing to look at, or ``--boxes`` is no table of boxes.
+        OSError: the output cannot be written.
+    """
+    failures: Failures = {}
+    boxes = None if config.boxes is None else BoxTable(config.boxes)
+    sources = list_sources(config.inputs, failures)
+    if not sources:
+        raise ValueError(f"nothing to look at: {failures or 'no INPUT'}")
+    trained = {stage: about.get("trained_on") for stage, about in pipeline.metadata.items()}
+    about = {"weights": config.weights, "trained_on": trained}
+    with ExitStack() as stack:
+        writers = list(stack.enter_context(open_writers(config.out, config.format, about, failures)))
+        if config.draw:
+            writers.append(stack.enter_context(Drawings(config.out / "annotated")))
+        frames = _frames_of_all(sources, boxes, config, failures)
+        _look(frames, pipeline, config, writers)
+    _list_failures(config.out / "failed.txt", failures)
+    return failures
+
+
+def _frames_of_all(
+    sources: list[str], boxes: BoxTable | None, config: PredictConfig, failures: Failures
+) -> Iterator[Frame]:
+    """Every frame there is; a file that fails is noted, and the next one is read."""
+    from tqdm import tqdm
+
+    for source in tqdm(sources, desc="files", unit="file", dynamic_ncols=True, disable=len(sources) < 2):
+        frames = read_frames(source, boxes, config.max_frames)
+        try:
+            yield from tqdm(frames, desc=source, unit="frame", leave=False, dynamic_ncols=True, delay=1)
+        except (ValueError, OSError) as error:
+            failures[source] = str(error)
+
+
+def _look(frames: Iterable[Frame], pipeline: PosePipeline, config: PredictConfig, writers: list[Writer]) -> None:
+    frames = iter(frames)
+    while chunk := list(islice(frames, config.batch_size)):
+        boxes = None if config.boxes is None else [frame.boxes for frame in chunk]
+        images = [frame.image for frame in chunk]
+        poses = pipeline(images, boxes, flip_test=config.flip_test, batch_size=config.batch_size).to("cpu")
+        for i, frame in enumerate(chunk):
+            rows = poses.image_index == i
+            found = Found(poses.keypoints[rows].numpy(), poses.scores[rows].numpy(), poses.joints3d[rows].numpy())
+            for writer in writers:
+                writer.add(frame, found)
+
+
+def _list_failures(path: Path, failures: Failures) -> None:
+    if failures:
+        with atomic_path(path) as temporary:
+            temporary.write_text("".join(f"{file}: {reason}\n" for file, reason in failures.items()))
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,5 @@
+import sys
+
+from hpe_fast.predict import main
+
+sys.exit(main())
