@@ -15,7 +15,7 @@ from types import ModuleType
 from hpe_fast import __version__
 
 _REMEDY = "run `pip install .` in hpe_fast's source folder, or set HPE_FAST_BACKEND=torch for the slower PyTorch twins"
-_CUDA_REMEDY = (
+CUDA_REMEDY = (
     "run `HPE_FAST_CUDA=ON pip install --force-reinstall --no-deps .` in hpe_fast's source folder on a machine with "
     "the CUDA toolkit"
 )
@@ -75,6 +75,19 @@ def cpu() -> ModuleType | None:
     return None if native is None else native.cpu
 
 
+def cuda_problem(native: ModuleType) -> str | None:
+    """Why CUDA tensors cannot use a compiled module, as one sentence; None if they can."""
+    if not native.built_with_cuda:
+        return f"hpe_fast was built without CUDA kernels: {CUDA_REMEDY}"
+    driver, runtime = native.driver_version(), native.runtime_version()
+    if 0 < driver // 1000 < runtime // 1000:
+        return (
+            f"hpe_fast's CUDA kernels need a driver for CUDA {runtime // 1000}, this one is for CUDA {driver // 1000}: "
+            f"update the driver, or build with CUDA toolkit {driver // 1000}"
+        )
+    return None
+
+
 @cache
 def cuda() -> ModuleType | None:
     """Kernels for CUDA tensors; None: run the twin, after one warning where that is not what was asked for.
@@ -83,9 +96,9 @@ def cuda() -> ModuleType | None:
         RuntimeError: there are none and ``HPE_FAST_STRICT=1``.
     """
     native = module()
-    if native is None or native.built_with_cuda:
+    sentence = None if native is None else cuda_problem(native)
+    if sentence is None:
         return None if native is None else native.cuda
-    sentence = f"hpe_fast was built without CUDA kernels: {_CUDA_REMEDY}"
     if os.environ.get("HPE_FAST_STRICT", "0") not in ("", "0"):
         raise RuntimeError(f"{sentence} (HPE_FAST_STRICT is set)")
     warnings.warn(f"{sentence}; PyTorch twins run on CUDA tensors until then", RuntimeWarning, stacklevel=2)
@@ -102,10 +115,12 @@ def build_info() -> dict[str, object]:
     """What is installed: the package's version, its kernels, and what they use.
 
     Returns:
-        ``version``, ``backend`` (``auto`` or ``torch``), ``problem`` (a sentence, or None), ``cpu_kernels``,
-        ``cuda_kernels``, ``cuda_architectures``, ``cuda_version`` (of the toolkit), ``simd`` (what the CPU kernels
-        chose), ``driver_version`` and ``runtime_version`` (of CUDA, e.g. 13000; 0 where unknown). Never raises for a
-        module that is missing or stale.
+        ``version``, ``backend`` (``auto`` or ``torch``), ``problem`` and ``cuda_problem`` (a sentence each, or None),
+        ``cpu_kernels``, ``cuda_kernels``, ``cuda_architectures``, ``cuda_version`` (of the toolkit), ``simd`` (what the
+        CPU kernels chose), ``driver_version`` and ``runtime_version`` (of CUDA, e.g. 13000; 0 where unknown).
+
+    Raises:
+        ValueError: an unknown ``HPE_FAST_BACKEND``; never for a module that is missing or stale.
 
     Example:
         >>> from hpe_fast.ops import build_info
@@ -119,6 +134,7 @@ def build_info() -> dict[str, object]:
         "version": __version__,
         "backend": backend_name(),
         "problem": sentence,
+        "cuda_problem": cuda_problem(native) if native else sentence,
         "cpu_kernels": native is not None,
         "cuda_kernels": with_cuda,
         "cuda_architectures": native.cuda_architectures if with_cuda else "",

@@ -207,7 +207,7 @@ def _dark_offset(maps: Tensor, x: Tensor, y: Tensor, sigma: float) -> Tensor:
     dxy = 0.25 * (p[..., 3, 3] - p[..., 1, 3] - p[..., 3, 1] + p[..., 1, 1])
     determinant = dxx * dyy - dxy * dxy
     offset = torch.stack([dxy * dy - dyy * dx, dxy * dx - dxx * dy], -1) / determinant[..., None]
-    inside = (x > 1) & (x < width - 2) & (y > 1) & (y < height - 2) & (determinant != 0)
+    inside = (x > 1) & (x < width - 2) & (y > 1) & (y < height - 2) & (determinant.abs() > 0)  # not NaN either
     return torch.where(inside[..., None], offset, 0.0).float()
 
 
