@@ -13,6 +13,7 @@ import math
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from ctypes import c_bool, c_float, c_int, c_int64, c_uint64, c_void_p
 from pathlib import Path
 
@@ -106,13 +107,26 @@ class Kernels:
 
 
 @pytest.fixture(scope="module")
-def kernels(tmp_path_factory) -> Kernels:
+def kernels(tmp_path_factory) -> Iterator[Kernels]:
     library, here = tmp_path_factory.mktemp("emulation") / "libemulation.so", ROOT / "tests" / "cuda_emulation"
-    flags = ["-std=c++17", "-O2", "-g", "-fPIC", "-shared", "-ffp-contract=off", "-Wno-unknown-pragmas", f"-I{here}"]
+    flags = [
+        "-std=c++17",
+        "-O2",
+        "-g",
+        "-fPIC",
+        "-shared",
+        "-ffp-contract=off",
+        "-fno-strict-aliasing",
+        "-Wno-unknown-pragmas",
+        f"-I{here}",
+    ]
     flags += os.environ.get("HPE_EMULATION_FLAGS", "").split()
     sources = [here / "emulation.cpp", "-x", "c++", *sorted((ROOT / "csrc" / "cuda").glob("*.cu"))]
     subprocess.run([COMPILER, *flags, "-o", library, *sources], check=True)
-    return Kernels(ctypes.CDLL(str(library)))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the tensors are small
+    yield Kernels(ctypes.CDLL(str(library)))
+    torch.set_num_threads(threads)
 
 
 def axis(size: int, centre: float, codec) -> np.ndarray:

@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(kPrepareThreads)
   __syncthreads();
   if (aligned) {
     for (int i = threadIdx.x * kVector; i < count; i += kPrepareThreads * kVector) {
-      store(out + start + i, load<kVector>(tile + i));
+      *reinterpret_cast<uint4*>(out + start + i) = *reinterpret_cast<const uint4*>(tile + i);
     }
   } else {
     for (int i = threadIdx.x; i < count; i += kPrepareThreads) out[start + i] = tile[i];

@@ -1,6 +1,6 @@
-// Just enough of CUDA to run the kernels of csrc/cuda on a CPU, compiled by any C++17 compiler. One block runs at a time
-// and its threads are fibers, resumed in an order that changes with every launch: a missing barrier shows as a result
-// that depends on the order. Shared memory is filled with NaN before each block and guarded behind its end.
+// Just enough of CUDA to run the kernels of csrc/cuda on a CPU, compiled by any C++17 compiler. One block runs at a
+// time and its threads are fibers, resumed in an order that changes with every launch: a missing barrier shows as a
+// result that depends on the order. Shared memory is filled with NaN before each block and guarded behind its end.
 #pragma once
 
 #include <cmath>
@@ -21,6 +21,10 @@
 struct dim3 {
   unsigned x, y, z;
   dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
 };
 
 extern dim3 threadIdx, blockIdx, blockDim, gridDim;
@@ -84,7 +88,8 @@ T max(T a, T b) {
 }
 
 template <typename... Parameters, typename... Arguments>
-cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...), Arguments... arguments) {
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               Arguments... arguments) {
   emulation::run_grid(*config, [&] { kernel(arguments...); });
   return cudaSuccess;
 }
@@ -93,4 +98,6 @@ cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int) {
   return cudaSuccess;
 }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
-inline const char* cudaGetErrorString(cudaError_t error) { return error == cudaSuccess ? "no error" : "invalid argument"; }
+inline const char* cudaGetErrorString(cudaError_t error) {
+  return error == cudaSuccess ? "no error" : "invalid argument";
+}
