@@ -18,7 +18,7 @@ namespace py = pybind11;
 
 namespace {
 
-using Address = uintptr_t;                                                // of host or device memory; 0 is null
+using Address = uintptr_t;                                                    // of host or device memory; 0 is null
 using MapsTuple = std::tuple<int64_t, int64_t, int64_t, int64_t, bool, int>;  // B, J, H, W, channels_last, dtype
 using CodecArray = std::array<float, 6>;  // sigma, amplitude, radius, rounding, stride x, stride y
 using ImagesTuple = std::tuple<int64_t, int64_t, int64_t, int, uint64_t>;  // B, H, W, dtype, seed

@@ -1,7 +1,7 @@
 // Counter-based Gaussian noise: Philox4x32-10 and Box-Muller, written once for scalars, CPU vectors and CUDA.
 //
-// Element i of sample s under a seed is normal i % 4 of the counter (i / 4, s) with the seed as key, so a sample's noise
-// depends neither on its batch nor on the device. Every product that is added to something is an explicit fused
+// Element i of sample s under a seed is normal i % 4 of the counter (i / 4, s) with the seed as key, so a sample's
+// noise depends neither on its batch nor on the device. Every product that is added to something is an explicit fused
 // multiply-add and the elementary functions are our own polynomials: all instantiations give the same bits.
 #pragma once
 

@@ -65,10 +65,14 @@ HPE_HOST_DEVICE void from_float(float v, Half& out) {
 template <class Body>
 HPE_HOST_DEVICE void dispatch(DType dtype, const Body& body) {
   switch (dtype) {
-    case DType::kFloat32: return body(float{});
-    case DType::kFloat16: return body(Half{});
-    case DType::kBFloat16: return body(BFloat16{});
-    case DType::kFloat64: return body(double{});
+    case DType::kFloat32:
+      return body(float{});
+    case DType::kFloat16:
+      return body(Half{});
+    case DType::kBFloat16:
+      return body(BFloat16{});
+    case DType::kFloat64:
+      return body(double{});
   }
 }
 

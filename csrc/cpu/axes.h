@@ -1,0 +1,112 @@
+// The targets of one item as axis tables: one short table of the Gaussian per joint and axis, no exponential per pixel.
+#pragma once
+
+#include "simd.h"
+#include "tasks.h"
+
+namespace hpe {
+namespace cpu {
+namespace HPE_ISA {
+
+// Hands out pieces of a thread's scratch, each aligned for vectors; with a null start it only counts the bytes.
+struct Arena {
+  char* next;
+  size_t used = 0;
+
+  template <class T>
+  T* take(int64_t count) {
+    T* piece = next ? reinterpret_cast<T*>(next + used) : nullptr;
+    used += (count * sizeof(T) + 63) / 64 * 64;
+    return piece;
+  }
+};
+
+// The Gaussian at whole distances from a rounded centre, so that joints need no exponential at all.
+constexpr int kTableSize = 64;
+
+template <class R>
+struct JointTarget {
+  Target target;
+  const R* x;  // [W] Gaussian along x, zero outside the support
+  const R* y;  // [H] amplitude times the Gaussian along y, zero outside the support
+};
+
+template <class R>
+struct AxisTables {
+  R* whole;               // [kTableSize]
+  R* values;              // [J, W + H]
+  JointTarget<R>* joint;  // [J] of the item
+
+  AxisTables(Arena& arena, const MapTask& task)
+      : whole(arena.take<R>(kTableSize)),
+        values(arena.take<R>(task.interleaved() * (task.maps.width + task.maps.height))),
+        joint(arena.take<JointTarget<R>>(task.interleaved())) {}
+
+  static float inv_two_variance(const Codec& codec) { return 1.0f / (2.0f * codec.sigma * codec.sigma); }
+
+  void prepare(const Codec& codec) {
+    for (int d = 0; d < kTableSize; ++d) whole[d] = axis_value(static_cast<float>(d), inv_two_variance(codec));
+  }
+
+  void fill_axis(R* out, int size, int first, int last, float centre, R amplitude, const Codec& codec) const {
+    const bool on_pixel = codec.rounding != Rounding::kNone;
+    memset(out, 0, size * sizeof(R));
+    for (int i = first; i < last; ++i) {
+      const float d = fabsf(static_cast<float>(i) - centre);
+      const bool tabled = on_pixel && d < kTableSize;
+      out[i] = amplitude * (tabled ? whole[static_cast<int>(d)] : axis_value(d, inv_two_variance(codec)));
+    }
+  }
+
+  // Fills `joint` with the targets of an item.
+  void set_item(const MapTask& task, int64_t item) {
+    const int width = static_cast<int>(task.maps.width), height = static_cast<int>(task.maps.height);
+    R* next = values;
+    for (int64_t j = 0; j < task.interleaved(); ++j) {
+      const int64_t at = item * task.interleaved() + j;
+      const Target t = make_target(task.keypoints[2 * at], task.keypoints[2 * at + 1],
+                                   task.weights ? task.weights[at] : 1.0f, task.codec, width, height);
+      fill_axis(next, width, t.x0, t.x1, t.cx, 1, task.codec);
+      fill_axis(next + width, height, t.y0, t.y1, t.cy, task.codec.amplitude, task.codec);
+      joint[j] = {t, next, next + width};
+      next += width + height;
+    }
+  }
+
+  // How many rows from y on no joint reaches.
+  int64_t empty_rows(int64_t y, const MapTask& task) const {
+    int64_t end = task.maps.height;
+    for (int64_t j = 0; j < task.interleaved(); ++j) {
+      const Target& t = joint[j].target;
+      if (y < t.y1) end = end < t.y0 ? end : t.y0;
+    }
+    return end > y ? end - y : 0;
+  }
+
+  // Writes row y of the item, [W, J], as elements of type T.
+  template <class T>
+  void write_row(T* row, int64_t y, const MapTask& task) const {
+    const int64_t joints = task.interleaved(), width = task.maps.width;
+    if (joints == 1) return write_product(row, joint[0].x, joint[0].y[y], width);
+    memset(row, 0, width * joints * sizeof(T));
+    for (int64_t j = 0; j < joints; ++j) {
+      const Target& t = joint[j].target;
+      if (y < t.y0 || y >= t.y1) continue;
+      const R gy = joint[j].y[y];
+      for (int x = t.x0; x < t.x1; ++x) from_float(gy * joint[j].x[x], row[x * joints + j]);
+    }
+  }
+
+  template <class T>
+  static void write_product(T* row, const R* gx, R gy, int64_t width) {
+    constexpr int kStep = Arithmetic<T>::kLanes;
+    const auto factor = splat<typename Arithmetic<T>::Vec>(gy);
+    int64_t x = 0;
+    for (; x + kStep <= width; x += kStep) store(row + x, factor * load(gx + x));
+    if (x < width) store_partial(row + x, factor * load_partial(gx + x, width - x), width - x);
+  }
+};
+
+}  // namespace HPE_ISA
+}  // namespace cpu
+}  // namespace hpe
