@@ -13,7 +13,15 @@ from torch import Tensor, nn
 
 from hpe_fast.device import fast_dtype, resolve_device
 from hpe_fast.models import unit_crop
-from hpe_fast.ops import IMAGENET, OFFICIAL, HeatmapCodec, Normalization, decode_heatmaps, prepare_images
+from hpe_fast.ops import (
+    IMAGENET,
+    OFFICIAL,
+    HeatmapCodec,
+    Normalization,
+    build_info,
+    decode_heatmaps,
+    prepare_images,
+)
 from hpe_fast.pipeline.crops import PADDING, box_crops, resample, whole_crop
 from hpe_fast.pipeline.inputs import Pictures, as_boxes, as_pictures
 from hpe_fast.pipeline.speed import Graphs, fold_batchnorm
@@ -119,7 +127,11 @@ class PosePipeline:
         self._lifter = fold_batchnorm(lifter).to(self.device)
         if compile:
             self._detector = torch.compile(self._detector)
-        graphed = self.device.type == "cuda" and max_graphs > 0
+        # unit_crop as numbers on the device: it makes a tensor on the host, which a graph cannot.
+        edge = unit_crop(torch.zeros(2), self.image_size)
+        self._crop_unit = (unit_crop(torch.ones(2), self.image_size) - edge).to(self.device)
+        self._crop_edge = edge.to(self.device)
+        graphed = self.device.type == "cuda" and max_graphs > 0 and build_info()["cuda_kernels"]
         self._run = Graphs(self._networks, self.device, max_graphs) if graphed else self._networks
 
     def __call__(
@@ -253,7 +265,7 @@ class PosePipeline:
             flipped=flipped,
             flip_permutation=FLIP_PERMUTATION if flip_test else None,
         )
-        joints3d = self._lifter(unit_crop(coords, self.image_size)).float()
+        joints3d = self._lifter(coords * self._crop_unit + self._crop_edge).float()
         return (coords, scores, joints3d, heatmaps.float()) if return_heatmaps else (coords, scores, joints3d)
 
     def _mirrored(self, images: Tensor) -> Tensor:

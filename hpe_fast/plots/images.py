@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 #: RGB of the person's right side, left side and trunk.
 RIGHT_COLOR, LEFT_COLOR, TRUNK_COLOR = (226, 58, 52), (58, 110, 232), (64, 176, 92)
 PathLike = str | os.PathLike
+#: Of OpenCV's coordinates, for drawing between pixels.
+FIXED_BITS = 4
 
 
 def joint_color(joint: int) -> tuple[int, int, int]:
@@ -192,23 +194,34 @@ def _draw_person(
 
     if not shown.any():
         return
-    bits, size = 4, float(np.ptp(joints[shown], axis=0).max())
+    size = float(np.ptp(joints[shown], axis=0).max())
     thickness = int(np.clip(round(size / 70), thinnest, 40))
     radius = max(2.0, 1.2 * thickness)
-    limit = 2**20  # OpenCV counts in 32-bit integers; what lies beyond is not in the picture anyway
-    fixed = np.rint(np.clip(np.nan_to_num(joints), -limit, limit) * 2**bits).astype(int)
+    fixed = _fixed(joints).tolist()
     for parent, child in EDGES:
         if shown[parent] and shown[child]:
-            a, b = (tuple(int(v) for v in fixed[j]) for j in (parent, child))
-            cv2.line(canvas, a, b, joint_color(child), thickness, cv2.LINE_AA, bits)
+            cv2.line(canvas, fixed[parent], fixed[child], joint_color(child), thickness, cv2.LINE_AA, FIXED_BITS)
     for joint in np.flatnonzero(shown):
-        centre, extent = tuple(int(v) for v in fixed[joint]), int(radius * 2**bits)
         if filled[joint] and thickness <= 2:  # too small for a ring
-            cv2.circle(canvas, centre, extent, joint_color(joint), cv2.FILLED, cv2.LINE_AA, bits)
+            _disc(canvas, joints[joint], radius, joint_color(joint))
             continue
         outer, inner = ((255, 255, 255), joint_color(joint)) if filled[joint] else (joint_color(joint), (255, 255, 255))
-        cv2.circle(canvas, centre, extent, outer, cv2.FILLED, cv2.LINE_AA, bits)
-        cv2.circle(canvas, centre, int(extent * 0.7), inner, cv2.FILLED, cv2.LINE_AA, bits)
+        _disc(canvas, joints[joint], radius, outer)
+        _disc(canvas, joints[joint], 0.7 * radius, inner)
+
+
+def _fixed(points: np.ndarray) -> np.ndarray:
+    """Pixels in OpenCV's fixed point; what lies far beyond any picture is brought nearer, for it counts in 32 bits."""
+    return np.rint(np.clip(np.nan_to_num(points), -(2**20), 2**20) * 2**FIXED_BITS).astype(np.int32)
+
+
+def _disc(canvas: np.ndarray, centre: np.ndarray, radius: float, color: tuple[int, int, int]) -> None:
+    """OpenCV's own small circles are diamonds."""
+    import cv2
+
+    angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+    rim = centre + radius * np.stack([np.cos(angles), np.sin(angles)], 1)
+    cv2.fillConvexPoly(canvas, _fixed(rim), color, cv2.LINE_AA, FIXED_BITS)
 
 
 def _cell(image: Any, joints: np.ndarray, filled: np.ndarray, side: int, fine: int = 3) -> np.ndarray:

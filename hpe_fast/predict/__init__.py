@@ -14,9 +14,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from hpe_fast.files import atomic_path
 from hpe_fast.pipeline import PosePipeline, load
@@ -28,7 +28,7 @@ from hpe_fast.predict.writers import Drawings, Found, Writer, open_writers
 class PredictConfig:
     """Find people's joints in pictures, folders, videos, or a camera's frames (camera:0)."""
 
-    inputs: Positional[tuple[str, ...]]
+    inputs: Annotated[Positional[tuple[str, ...]], arg(metavar="INPUT...")]
     """Pictures, folders of them, videos, or camera:N."""
     out: Path
     """Folder for what is found."""
