@@ -1,0 +1,80 @@
+#!/usr/bin/env bash
+# Everything a machine with a CUDA GPU can tell, in one command and under eight minutes:
+#
+#   benchmarks/gpu.sh [RESULTS]          RESULTS: a folder, benchmarks/results by default
+#
+# Builds with CUDA into a temporary folder, runs the CUDA tests, compares every operator with the CPU's (directly, under
+# compute-sanitizer's memcheck and racecheck, and from captured graphs), runs the benchmarks, and prints a table. A step
+# that fails is recorded and the others still run. Needs Python with torch, pybind11, scikit-build-core, ninja, pytest
+# and pytest-benchmark, CMake and the CUDA toolkit; no network.
+#
+# What the compiler reports (nvcc 13.0, -O3, registers on sm_80 / sm_90; no spills and no stack on sm_75 to sm_120).
+# Shared memory is for 17x64x64 maps, or one tile of pixels.
+#   kernel                  float32    float16    bfloat16   shared NHWC, NCHW (16-bit types)   threads NHWC, NCHW
+#   render, 16 bytes        48 / 51    38 / 39    38 / 39    9.7, 1.3 KiB (10.9, 2.3)           448, 128 (448, 64)
+#   render, one element     40 / 40    44 / 43    44 / 43
+#   mse, 16 bytes           62 / 69    68 / 70    68 / 72    9.7, 2.3 KiB (14.1, 2.3)           448, 128 (448, 64)
+#   mse, one element        52 / 51    52 / 51    52 / 51
+#   mean                    15 / 18                          64 B                               512
+#   decode, 16 bytes        71 / 71    72 / 66    72 / 72    13.9, 4.0 KiB (27.8, 4.0)          448, 128 (448, 64)
+#   decode, one element     60 / 60    62 / 59    60 / 59
+#   decode flip, 16 bytes   72 / 72    72 / 72    72 / 72    14.0, 4.0 KiB (27.9, 4.1)          448, 128 (448, 64)
+#   decode flip, one        60 / 60    61 / 64    60 / 60
+#   prepare                 62 / 63    62 / 63    62 / 63    12 KiB (6)                         256
+set -uo pipefail
+cd "$(dirname "$0")/.."
+results=${1:-benchmarks/results}
+mkdir -p "$results/logs"
+results=$(cd "$results" && pwd)
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+python=${PYTHON:-python3}
+export PYTHONPATH="$scratch/site${PYTHONPATH:+:$PYTHONPATH}" HPE_FAST_STRICT=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+: >"$scratch/steps"
+
+# step NAME SECONDS COMMAND...: runs the command under a limit; keeps its output, exit status and duration.
+step() {
+  local name=$1 limit=$2 start=$SECONDS status=0
+  shift 2
+  echo "== $name"
+  timeout --kill-after=5 "$limit" "$@" >"$results/logs/$name.log" 2>&1 || status=$?
+  tail -n 3 "$results/logs/$name.log"
+  printf '%s\t%s\t%s\n' "$name" "$status" "$((SECONDS - start))" >>"$scratch/steps"
+}
+
+# Only our kernels are instrumented; without torch's cache each tensor has its own bounds.
+sanitize() {
+  step "$1" 55 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+    compute-sanitizer --tool "$1" --kernel-name kernel_substring=hpe --error-exitcode 9 \
+    "$python" -m benchmarks.check_cuda --shape 2,17,64,64 3,17,13,11
+}
+
+nvidia-smi --query-gpu=name,driver_version,memory.total,compute_cap,clocks.max.sm --format=csv | tee "$results/gpu.csv"
+step build 130 env HPE_FAST_CUDA=ON "$python" -m pip install --no-build-isolation --no-deps --no-index --upgrade \
+  --target "$scratch/site" .
+rm -rf "$scratch/site/hpe_fast"  # the checkout's own is used: the same code, and it knows benchmarks/ and tests/
+step tests 60 "$python" -m pytest tests -q -m cuda --continue-on-collection-errors -p no:cacheprovider
+step check 30 "$python" -m benchmarks.check_cuda --json "$results/check.json"
+step graphs 30 "$python" -m benchmarks.check_cuda --graphs --json "$results/graphs.json"
+sanitize memcheck
+sanitize racecheck
+step benchmarks 110 "$python" -m pytest benchmarks -q --benchmark-only -p no:cacheprovider \
+  --benchmark-json="$results/benchmarks.json"
+
+"$python" - "$scratch/steps" "$results" <<'PYTHON'
+import json
+import sys
+from pathlib import Path
+
+rows = [line.split("\t") for line in Path(sys.argv[1]).read_text().splitlines()]
+steps = {name: {"status": int(status), "seconds": int(seconds)} for name, status, seconds in rows}
+results = Path(sys.argv[2])
+(results / "steps.json").write_text(json.dumps(steps, indent=1))
+measured = results / "benchmarks.json"
+for run in json.loads(measured.read_text())["benchmarks"] if measured.exists() else []:
+    print(f"{run['name'][:88]:<90}{1e6 * run['stats']['median']:>10.1f} us")
+for name, step in steps.items():
+    outcome = "ok" if step["status"] == 0 else "out of time" if step["status"] in (124, 137) else "FAILED"
+    print(f"{name:<14}{outcome:<14}{step['seconds']:>4} s")
+sys.exit(any(step["status"] for step in steps.values()))
+PYTHON
