@@ -8,7 +8,8 @@
 #ifdef __CUDACC__
 #define HPE_HOST_DEVICE static __host__ __device__ __forceinline__
 #else
-#define HPE_HOST_DEVICE static inline  // internal: each file owns its copy, whatever instruction set it is compiled for
+// Internal and inlined: a file that is compiled for one instruction set shares no code with the others.
+#define HPE_HOST_DEVICE static inline __attribute__((always_inline))
 #endif
 
 namespace hpe {

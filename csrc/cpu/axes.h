@@ -88,13 +88,22 @@ struct AxisTables {
   void write_row(T* row, int64_t y, const MapTask& task) const {
     const int64_t joints = task.interleaved(), width = task.maps.width;
     if (joints == 1) return write_product(row, joint[0].x, joint[0].y[y], width);
-    memset(row, 0, width * joints * sizeof(T));
+    write_zeros(row, width * joints);
     for (int64_t j = 0; j < joints; ++j) {
       const Target& t = joint[j].target;
       if (y < t.y0 || y >= t.y1) continue;
       const R gy = joint[j].y[y];
       for (int x = t.x0; x < t.x1; ++x) from_float(gy * joint[j].x[x], row[x * joints + j]);
     }
+  }
+
+  template <class T>
+  static void write_zeros(T* out, int64_t n) {
+    constexpr int kStep = kBytes / sizeof(T);
+    const VecF zeros{};
+    int64_t i = 0;
+    for (; i + kStep <= n; i += kStep) memcpy(out + i, &zeros, sizeof zeros);
+    for (; i < n; ++i) out[i] = T{};
   }
 
   template <class T>

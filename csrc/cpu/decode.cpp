@@ -115,11 +115,13 @@ void write_joint(const DecodeTask& task, int64_t map, const Values<T>& value, co
 template <class R>
 struct Best {
   R* value;     // [J * lanes]
+  R* top;       // [J * lanes] of the row at hand
   R* row;       // [J * lanes]; a row number is exact in a float, rows being fewer than 2^24
   R* averaged;  // [W, J] one row of the flip-test average
 
   Best(Arena& arena, const DecodeTask& task, int lanes)
       : value(arena.take<R>(task.interleaved() * lanes)),
+        top(arena.take<R>(task.interleaved() * lanes)),
         row(arena.take<R>(task.interleaved() * lanes)),
         averaged(arena.take<R>(task.flipped ? task.maps.width * task.interleaved() : 0)) {}
 };
@@ -134,10 +136,18 @@ struct Decode {
   template <class E>
   HPE_SIMD void take_row(const E* p, int64_t y, const Best<R>& best, int64_t joints, int64_t n) {
     const int64_t vectors = n / kLanes;
-    const Vec row = splat<Vec>(static_cast<R>(y));
+    const Vec row = splat<Vec>(static_cast<R>(y)), lowest = splat<Vec>(-static_cast<R>(INFINITY));
+    if (vectors >= joints) {
+      for (int64_t k = 0; k < joints; ++k) store(best.top + k * kLanes, max_of(load(p + k * kLanes), lowest));
+      for (int64_t v = joints; v < vectors; v += joints) {
+        const int64_t count = vectors - v < joints ? vectors - v : joints;
+        for (int64_t k = 0; k < count; ++k) {
+          store(best.top + k * kLanes, max_of(load(p + (v + k) * kLanes), load(best.top + k * kLanes)));
+        }
+      }
+    }
     for (int64_t k = 0; k < joints && k < vectors; ++k) {
-      Vec top = splat<Vec>(-static_cast<R>(INFINITY));
-      for (int64_t v = k; v < vectors; v += joints) top = max_of(load(p + v * kLanes), top);
+      const Vec top = vectors >= joints ? load(best.top + k * kLanes) : max_of(load(p + k * kLanes), lowest);
       keep(top, row, best, k * kLanes);
     }
     if (n % kLanes) tail(p, row, best, joints, n);

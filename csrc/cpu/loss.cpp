@@ -33,19 +33,31 @@ struct Loss {
     if (kGrad) store(grad, scale * d);
   }
 
-  // The n elements that start a row, with their targets t (null: all zero, so p is read and nothing else).
+  // n elements from the start of a row, with their targets t (null: all zero, so p is read and nothing else).
   HPE_SIMD void run(const T* p, const R* t, T* grad, const Patterns<R>& patterns, int64_t joints, int64_t n) {
+    if (joints == 1) return run_one(p, t, grad, patterns, n);
     const int64_t vectors = n / kLanes;
-    for (int64_t k = 0; k < joints && k < vectors; ++k) {
-      const Vec scale = load(patterns.scale + k * kLanes);
-      Vec sum = load(patterns.sum + k * kLanes);
-      for (int64_t v = k; v < vectors; v += joints) {
-        const int64_t at = v * kLanes;
-        step(p + at, t ? t + at : nullptr, kGrad ? grad + at : nullptr, scale, sum);
+    for (int64_t v = 0; v < vectors; v += joints) {
+      const int64_t count = vectors - v < joints ? vectors - v : joints;
+      for (int64_t k = 0; k < count; ++k) {
+        const int64_t at = (v + k) * kLanes;
+        Vec sum = kSum ? load(patterns.sum + k * kLanes) : Vec{};
+        step(p + at, t ? t + at : nullptr, kGrad ? grad + at : nullptr, load(patterns.scale + k * kLanes), sum);
+        if (kSum) store(patterns.sum + k * kLanes, sum);
       }
-      if (kSum) store(patterns.sum + k * kLanes, sum);
     }
     if (n % kLanes) tail(p, t, grad, patterns, joints, n);
+  }
+
+  // The same where one scale and one sum serve all vectors: they stay in registers.
+  HPE_SIMD void run_one(const T* p, const R* t, T* grad, const Patterns<R>& patterns, int64_t n) {
+    const Vec scale = load(patterns.scale);
+    Vec sum = load(patterns.sum);
+    for (int64_t at = 0; at + kLanes <= n; at += kLanes) {
+      step(p + at, t ? t + at : nullptr, kGrad ? grad + at : nullptr, scale, sum);
+    }
+    store(patterns.sum, sum);
+    if (n % kLanes) tail(p, t, grad, patterns, 1, n);
   }
 
   static void tail(const T* p, const R* t, T* grad, const Patterns<R>& patterns, int64_t joints, int64_t n) {

@@ -16,7 +16,7 @@ void render(const RenderTask& task, int64_t first, int64_t last, void* scratch) 
     T* map = static_cast<T*>(task.heatmaps) + item * task.item_elements();
     for (int64_t y = 0; y < task.maps.height;) {
       const int64_t empty = tables.empty_rows(y, task);
-      memset(map + y * row_elements, 0, empty * row_elements * sizeof(T));
+      tables.write_zeros(map + y * row_elements, empty * row_elements);
       y += empty;
       if (y < task.maps.height) tables.write_row(map + y * row_elements, y, task), ++y;
     }
