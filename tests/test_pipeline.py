@@ -15,7 +15,7 @@ from torch import nn
 from hpe_fast import models
 from hpe_fast.ops import IMAGENET, OFFICIAL, UNBIASED
 from hpe_fast.pipeline import PosePipeline, Poses, fold_batchnorm, infer, load, weight_paths, weights
-from hpe_fast.pipeline.crops import box_crops, resample, whole_crop
+from hpe_fast.pipeline.crops import box_crops, resample, to_picture, whole_crop
 from hpe_fast.pipeline.inputs import as_pictures
 from hpe_fast.skeleton import FLIP_PERMUTATION
 
@@ -308,37 +308,54 @@ def make_pipeline_with(**options):
 )
 @settings(max_examples=40, deadline=None)
 def test_resampling_against_a_loop(height, width, rows, columns, seed):
-    picture = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    crop = whole_crop((height, width), (rows, columns))
-    sx, tx, sy, ty = crop.tolist()
-    assert sx == sy
+    rng = np.random.default_rng(seed)
+    picture = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    crop = torch.tensor([rng.integers(-9, width), rng.integers(-9, height), *rng.integers(10, 80, 2)])
     found = resample(torch.from_numpy(picture)[None], crop, (rows, columns))[0].numpy()
     assert found.shape == (rows, columns, 3)
-    block = max(1, int(sx))
-    padded = np.pad(picture.astype(float), ((0, -height % block), (0, -width % block), (0, 0)), mode="edge")
-    small = padded.reshape(len(padded) // block, block, -1, block, 3).mean((1, 3))
-    for v in range(0, rows, 5):
-        for u in range(0, columns, 7):
-            x, y = sx * u + tx, sy * v + ty
-            inside = -0.5 <= x <= width - 0.5 and -0.5 <= y <= height - 0.5
-            expected = bilinear(small, (x + 0.5) / block - 0.5, (y + 0.5) / block - 0.5) if inside else np.zeros(3)
-            np.testing.assert_allclose(found[v, u], expected, atol=0.51)
+    x, y, w, h = crop.tolist()
+    canvas = np.zeros((h, w, 3))
+    for v in range(h):
+        for u in range(w):
+            if 0 <= y + v < height and 0 <= x + u < width:
+                canvas[v, u] = picture[y + v, x + u]
+    expected = np.einsum("ir,rcd,jc->ijd", triangles(h, rows), canvas, triangles(w, columns))
+    np.testing.assert_allclose(found, expected, atol=1.51)  # the picture is rounded after either axis
 
 
-def bilinear(picture, x, y):
-    x, y = np.clip(x, 0, picture.shape[1] - 1), np.clip(y, 0, picture.shape[0] - 1)
-    x0, y0 = int(x), int(y)
-    x1, y1 = min(x0 + 1, picture.shape[1] - 1), min(y0 + 1, picture.shape[0] - 1)
-    fx, fy = x - x0, y - y0
-    top = picture[y0, x0] * (1 - fx) + picture[y0, x1] * fx
-    return top * (1 - fy) + (picture[y1, x0] * (1 - fx) + picture[y1, x1] * fx) * fy
+def triangles(pixels, samples):
+    """The weight of each pixel in each sample: a triangle as wide as a sample, but not narrower than a pixel."""
+    scale = pixels / samples
+    table = np.zeros((samples, pixels))
+    for i in range(samples):
+        for j in range(pixels):
+            table[i, j] = max(0.0, 1 - abs((i + 0.5) * scale - (j + 0.5)) / max(scale, 1.0))
+    return table / table.sum(1, keepdims=True)
 
 
 def test_the_centre_of_a_box_goes_to_the_centre_of_the_crop():
-    scale, x, _, y = box_crops(torch.tensor([[100.0, 50.0, 40.0, 80.0]], dtype=torch.float64), (256, 192))[0].tolist()
-    assert scale == pytest.approx(1.25 * 80 / 256)
-    assert scale * 95.5 + x == pytest.approx(100 + 19.5)
-    assert scale * 127.5 + y == pytest.approx(50 + 39.5)
+    size = (256, 192)
+    crop = box_crops(torch.tensor([[100.0, 50.0, 40.0, 80.0]], dtype=torch.float64), size)
+    assert crop.tolist() == [[82, 40, 75, 100]]  # 100 high, 3 / 4 of that wide, centre (120, 90)
+    centre = torch.tensor([[[95.5, 127.5]]], dtype=torch.float64)
+    torch.testing.assert_close(to_picture(centre, crop, size), torch.tensor([[[119.0, 89.5]]], dtype=torch.float64))
+
+
+@given(
+    x=st.floats(-500, 500),
+    y=st.floats(-500, 500),
+    width=st.floats(0.1, 3000),
+    height=st.floats(0.1, 3000),
+    size=st.sampled_from([(256, 256), (256, 192), (64, 96)]),
+)
+@settings(max_examples=60, deadline=None)
+def test_crops_hold_their_boxes(x, y, width, height, size):
+    left, top, w, h = box_crops(torch.tensor([[x, y, width, height]], dtype=torch.float64), size)[0].tolist()
+    assert abs(left + w / 2 - (x + width / 2)) <= 0.5 + 1e-9
+    assert abs(top + h / 2 - (y + height / 2)) <= 0.5 + 1e-9
+    assert w >= 1.25 * width - 0.5
+    assert h >= 1.25 * height - 0.5
+    assert abs(w * size[0] - h * size[1]) <= 0.5 * sum(size) or min(w, h) == 1
 
 
 def test_pictures_are_not_copied_when_they_fit():
@@ -410,9 +427,9 @@ def test_load_says_what_it_was_trained_on(run, caplog):
     with torch.no_grad():
         expected = detector((small.movedim(3, 1) / 255 - mean) / std)
     torch.testing.assert_close(poses.heatmaps, expected, atol=1e-3 * float(expected.abs().max()), rtol=0)
-    crop = (poses.keypoints - poses.keypoints.new_tensor(whole_crop((90, 70), (64, 64))[[1, 3]].tolist())) / (90 / 64)
+    unit = (poses.keypoints + 0.5 - torch.tensor([-10, 0])) / 90
     with torch.no_grad():
-        torch.testing.assert_close(poses.joints3d, lifter((crop + 0.5) / 64), atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(poses.joints3d, lifter(unit), atol=1e-3, rtol=1e-3)
 
 
 def test_infer_keeps_its_pipeline_until_the_weights_change(run):

@@ -22,7 +22,7 @@ from hpe_fast.ops import (
     decode_heatmaps,
     prepare_images,
 )
-from hpe_fast.pipeline.crops import PADDING, box_crops, resample, whole_crop
+from hpe_fast.pipeline.crops import PADDING, box_crops, resample, to_picture, whole_crop
 from hpe_fast.pipeline.inputs import Pictures, as_boxes, as_pictures
 from hpe_fast.pipeline.speed import Graphs, fold_batchnorm
 from hpe_fast.skeleton import FLIP_PERMUTATION, NUM_JOINTS
@@ -145,8 +145,8 @@ class PosePipeline:
     ) -> Poses:
         """Find the joints of one person in each picture, or in each box.
 
-        Pictures of another size than the network's are resampled (averaged first where they shrink by 2 or more), with
-        black beside them where the aspect ratio differs. Grey becomes RGB; RGBA is laid over black.
+        Pictures of another size than the network's are resampled (bilinear, antialiased), with black beside them where
+        the aspect ratio differs. Grey becomes RGB; RGBA is laid over black.
 
         Args:
             batch: uint8 RGB, array or tensor on any device: ``[B, H, W, C]``, ``[B, C, H, W]``, one picture
@@ -223,7 +223,7 @@ class PosePipeline:
         return batch_size
 
     def _crops(self, pictures: Pictures, boxes: Any) -> tuple[Tensor, Tensor]:
-        """sx, tx, sy, ty ``[N, 4]`` of every crop and the picture ``[N]`` it is cut from, on the CPU."""
+        """Crops ``[N, 4]`` and the picture ``[N]`` each is cut from, on the CPU."""
         if boxes is not None:
             table, owner = as_boxes(boxes, pictures)
             return box_crops(table, self.image_size, self.padding), owner
@@ -231,15 +231,14 @@ class PosePipeline:
             crops = whole_crop(pictures.shape[1:3], self.image_size).expand(len(pictures), 4)
         else:
             crops = [whole_crop(picture.shape[:2], self.image_size) for picture in pictures]
-            crops = torch.stack(crops) if crops else torch.zeros(0, 4, dtype=torch.float64)
+            crops = torch.stack(crops) if crops else torch.zeros(0, 4, dtype=torch.int64)
         return crops, torch.arange(len(pictures))
 
     @torch.no_grad()
     def _chunk(self, pictures: Pictures, crops: Tensor, owner: Tensor, flip_test: bool, heatmaps: bool) -> Poses:
         images = self._cut(pictures, crops, owner)
         coords, scores, joints3d, *maps = self._run(images, flip_test, heatmaps)
-        scale, shift = crops.float().to(self.device).view(-1, 1, 2, 2).unbind(-1)
-        keypoints = coords * scale + shift
+        keypoints = to_picture(coords, crops, self.image_size)
         return Poses(keypoints, scores, joints3d, owner.to(self.device), maps[0] if heatmaps else None)
 
     def _cut(self, pictures: Pictures, crops: Tensor, owner: Tensor) -> Tensor:
