@@ -30,7 +30,7 @@ from hpe_fast.skeleton import FLIP_PERMUTATION, NUM_JOINTS
 JOINT_ORDER = "h36m17"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Poses:
     """What was found, one row a person, on the pipeline's device.
 

@@ -21,6 +21,8 @@ logger = logging.getLogger("hpe_fast")
 DEFAULT_WEIGHTS = "default"
 BUNDLED = Path(__file__).parent.parent / "weights"
 STAGES = ("hrnet", "lifter")
+#: Pipelines that ``infer`` keeps; each holds weights and graphs.
+KEPT = 2
 
 _lock = threading.Lock()
 _pipelines: dict[tuple[str, str], PosePipeline] = {}
@@ -151,7 +153,8 @@ def _pipeline(weights: str | os.PathLike | None, device: str | torch.device | No
     with _lock:
         key = (str(stamps), place)
         if key not in _pipelines:
-            _pipelines.clear()  # one at a time: a pipeline holds weights and graphs
+            if len(_pipelines) >= KEPT:
+                del _pipelines[next(iter(_pipelines))]
             _pipelines[key] = load(weights, device)
         return _pipelines[key]
 
