@@ -3,7 +3,9 @@
 import sys
 import threading
 import warnings
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from hpe_fast.ops import IMAGENET, OFFICIAL, UNBIASED
 from hpe_fast.pipeline import PosePipeline, Poses, fold_batchnorm, infer, load, weight_paths, weights
 from hpe_fast.pipeline.crops import box_crops, resample, to_picture, whole_crop
 from hpe_fast.pipeline.inputs import as_pictures
+from hpe_fast.pipeline.speed import Graphs
 from hpe_fast.skeleton import FLIP_PERMUTATION
 
 CODEC = UNBIASED.resized(128, 32)
@@ -530,3 +533,51 @@ def test_graphs_give_what_the_networks_give():
         images = rng.integers(0, 256, (size, 64, 64, 3), dtype=np.uint8)
         torch.testing.assert_close(graphed(images).keypoints, eager(images).keypoints, atol=0.6, rtol=0)
     assert len(graphed._run._graphs) == 2
+
+
+class FakeCuda:
+    """torch.cuda as far as Graphs needs it: a capture remembers the call, a replay repeats it into the same outputs."""
+
+    def __init__(self, monkeypatch):
+        self.capturing, self.captures = None, 0
+        stream = SimpleNamespace(wait_event=lambda event: None, wait_stream=lambda other: None)
+        fakes = {
+            "Event": lambda: SimpleNamespace(record=lambda stream: None),
+            "current_stream": lambda: stream,
+            "Stream": lambda: stream,
+            "stream": lambda s: nullcontext(),
+            "device": lambda d: nullcontext(),
+            "synchronize": lambda: None,
+            "CUDAGraph": lambda: SimpleNamespace(calls=[], replay=None),
+            "graph": self._graph,
+        }
+        for name, fake in fakes.items():
+            monkeypatch.setattr(torch.cuda, name, fake)
+
+    @contextmanager
+    def _graph(self, graph, capture_error_mode):
+        self.capturing, self.captures = graph, self.captures + 1
+        yield
+        self.capturing = None
+
+    def function(self, images, factor):
+        output = images * factor
+        if self.capturing is not None:
+            self.capturing.replay = lambda: output.copy_(images * factor)
+        return (output,)
+
+
+def test_graphs_are_kept_up_to_a_limit_and_hand_out_copies(monkeypatch):
+    cuda = FakeCuda(monkeypatch)
+    graphs = Graphs(cuda.function, torch.device("cuda", 0), limit=2)
+    first = graphs(torch.tensor([1.0]), 3)[0]
+    second = graphs(torch.tensor([5.0]), 3)[0]
+    assert (first.item(), second.item(), cuda.captures) == (3, 15, 1), "another input through the same graph"
+    assert graphs(torch.tensor([1.0, 2.0]), 3)[0].tolist() == [3, 6]
+    assert graphs(torch.tensor([2.0]), 3)[0].item() == 6
+    assert graphs(torch.tensor([2.0]), 4)[0].item() == 8, "another option is another graph"
+    assert cuda.captures == 3
+    assert graphs(torch.tensor([2.0]), 3)[0].item() == 6
+    assert cuda.captures == 3, "the one used last was kept"
+    graphs(torch.tensor([1.0, 2.0]), 3)
+    assert cuda.captures == 4, "the one not used for longest was dropped"
