@@ -9,7 +9,6 @@ from pathlib import Path
 from types import ModuleType
 
 import hpe_fast
-from hpe_fast.device import cpu_flags
 
 #: What the kernels and torch's bfloat16 can make use of.
 CPU_FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_bf16", "amx_bf16")
@@ -87,16 +86,17 @@ def report() -> tuple[Report, list[str]]:
         "Python": f"{platform.python_version()} on {platform.platform()}",
         "torch": "missing" if torch is None else f"{torch.__version__} (CUDA {torch.version.cuda or 'none'})",
         "DALI": dali or "missing",
-        "CPU features": " ".join(name for name in CPU_FEATURES if name in cpu_flags()) or "unknown",
         "NVIDIA driver": driver or "none",
     }
     missing = [] if dali else [f"DALI, which loads pictures: run `pip install {DALI_PACKAGES[0]}` (Linux)"]
     if torch is None:
         return rows, [*missing, "torch, without which nothing runs: run `pip install torch`"]
+    from hpe_fast.device import cpu_flags
     from hpe_fast.ops import build_info
 
     info = build_info()
-    rows |= {"GPU": _gpus(torch), **_kernel_rows(info, torch.get_num_threads())}
+    features = " ".join(name for name in CPU_FEATURES if name in cpu_flags()) or "unknown"
+    rows |= {"GPU": _gpus(torch), "CPU features": features, **_kernel_rows(info, torch.get_num_threads())}
     if driver and torch.version.cuda is None:
         missing.append("an NVIDIA driver, but a torch without CUDA: install torch's CUDA build (pytorch.org)")
     return rows, missing + _kernel_problems(info, torch.cuda.is_available())

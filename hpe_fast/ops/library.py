@@ -98,10 +98,12 @@ def _empty_heatmaps(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype, ch
     return torch.empty(shape, dtype=dtype, device=like.device, memory_format=memory_format)
 
 
-def _register(name: str, kernel: object, fake: object) -> None:
+def _register(name: str, kernel: object, fake: object, *, differentiable: bool = False) -> None:
     for key in ("CPU", "CUDA"):
         LIBRARY.impl(name, kernel, key)
     torch.library.register_fake(f"hpe_fast::{name}", fake, lib=LIBRARY)
+    if not differentiable:
+        LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")
 
 
 # render_heatmaps
@@ -225,8 +227,8 @@ class HeatmapMSE(torch.autograd.Function):
     backward = staticmethod(_heatmap_mse_gradient)
 
 
-_register("heatmap_mse", heatmap_mse, _heatmap_mse_fake)
-_register("heatmap_mse_backward", heatmap_mse_backward, _heatmap_mse_backward_fake)
+_register("heatmap_mse", heatmap_mse, _heatmap_mse_fake, differentiable=True)
+_register("heatmap_mse_backward", heatmap_mse_backward, _heatmap_mse_backward_fake, differentiable=True)
 torch.library.register_autograd(
     "hpe_fast::heatmap_mse", _heatmap_mse_gradient, setup_context=_save_for_backward, lib=LIBRARY
 )
