@@ -21,8 +21,8 @@ struct Arena {
   }
 };
 
-// The Gaussian at whole distances from a rounded centre, so that joints need no exponential at all.
-constexpr int kTableSize = 64;
+// Distances up to here from a rounded centre are looked up, so that such joints need no exponential at all.
+constexpr int kTableReach = 63;
 
 template <class R>
 struct JointTarget {
@@ -33,28 +33,32 @@ struct JointTarget {
 
 template <class R>
 struct AxisTables {
-  R* whole;               // [kTableSize]
+  R* whole;               // [2 * kTableReach + 1] Gaussian at whole distances, -kTableReach first
   R* values;              // [J, W + H]
   JointTarget<R>* joint;  // [J] of the item
 
   AxisTables(Arena& arena, const MapTask& task)
-      : whole(arena.take<R>(kTableSize)),
+      : whole(arena.take<R>(2 * kTableReach + 1)),
         values(arena.take<R>(task.interleaved() * (task.maps.width + task.maps.height))),
         joint(arena.take<JointTarget<R>>(task.interleaved())) {}
 
   static float inv_two_variance(const Codec& codec) { return 1.0f / (2.0f * codec.sigma * codec.sigma); }
 
   void prepare(const Codec& codec) {
-    for (int d = 0; d < kTableSize; ++d) whole[d] = axis_value(static_cast<float>(d), inv_two_variance(codec));
+    for (int d = 0; d <= kTableReach; ++d) {
+      whole[kTableReach + d] = whole[kTableReach - d] = axis_value(static_cast<float>(d), inv_two_variance(codec));
+    }
   }
 
   void fill_axis(R* out, int size, int first, int last, float centre, R amplitude, const Codec& codec) const {
-    const bool on_pixel = codec.rounding != Rounding::kNone;
-    memset(out, 0, size * sizeof(R));
-    for (int i = first; i < last; ++i) {
-      const float d = fabsf(static_cast<float>(i) - centre);
-      const bool tabled = on_pixel && d < kTableSize;
-      out[i] = amplitude * (tabled ? whole[static_cast<int>(d)] : axis_value(d, inv_two_variance(codec)));
+    write_zeros(out, size);
+    const int c = static_cast<int>(centre);
+    if (codec.rounding != Rounding::kNone && c - first <= kTableReach && last - 1 - c <= kTableReach) {
+      for (int i = first; i < last; ++i) out[i] = amplitude * whole[kTableReach + i - c];
+    } else {
+      for (int i = first; i < last; ++i) {
+        out[i] = amplitude * axis_value(static_cast<float>(i) - centre, inv_two_variance(codec));
+      }
     }
   }
 

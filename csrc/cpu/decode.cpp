@@ -111,19 +111,27 @@ void write_joint(const DecodeTask& task, int64_t map, const Values<T>& value, co
   task.coords[2 * map] = x, task.coords[2 * map + 1] = y, task.scores[map] = static_cast<float>(peak.score);
 }
 
-// Of each lane's maximum so far: its value and the first row that has it. Lanes belong to joints as in loss.cpp.
+// Rows are taken in spans.
+int64_t span_rows(const DecodeTask& task) {
+  constexpr int64_t kSpan = 256;  // elements that are searched again for the maximum
+  const int64_t row = task.maps.width * task.interleaved(), rows = row ? kSpan / row : 1;
+  return rows > 1 ? rows : 1;
+}
+
+// Of each lane's maximum so far: its value and the first row of the span that has it first. Lanes belong to joints as
+// in loss.cpp.
 template <class R>
 struct Best {
   R* value;     // [J * lanes]
-  R* top;       // [J * lanes] of the row at hand
+  R* top;       // [J * lanes] of the span at hand
   R* row;       // [J * lanes]; a row number is exact in a float, rows being fewer than 2^24
-  R* averaged;  // [W, J] one row of the flip-test average
+  R* averaged;  // [span rows, W, J] flip-test average
 
   Best(Arena& arena, const DecodeTask& task, int lanes)
       : value(arena.take<R>(task.interleaved() * lanes)),
         top(arena.take<R>(task.interleaved() * lanes)),
         row(arena.take<R>(task.interleaved() * lanes)),
-        averaged(arena.take<R>(task.flipped ? task.maps.width * task.interleaved() : 0)) {}
+        averaged(arena.take<R>(task.flipped ? span_rows(task) * task.maps.width * task.interleaved() : 0)) {}
 };
 
 template <class T>
@@ -132,25 +140,44 @@ struct Decode {
   using Vec = typename Arithmetic<T>::Vec;
   static constexpr int kLanes = Arithmetic<T>::kLanes;
 
-  // Takes one row of n = W * J elements of type E (T, or R where it is an average) into `best`.
+  // Takes a span of n elements of type E (T, or R where they are averages), whole rows of the item, into `best`.
   template <class E>
-  HPE_SIMD void take_row(const E* p, int64_t y, const Best<R>& best, int64_t joints, int64_t n) {
+  HPE_SIMD void take_span(const E* p, int64_t y, const Best<R>& best, int64_t joints, int64_t n) {
     const int64_t vectors = n / kLanes;
-    const Vec row = splat<Vec>(static_cast<R>(y)), lowest = splat<Vec>(-static_cast<R>(INFINITY));
-    if (vectors >= joints) {
-      for (int64_t k = 0; k < joints; ++k) store(best.top + k * kLanes, max_of(load(p + k * kLanes), lowest));
-      for (int64_t v = joints; v < vectors; v += joints) {
-        const int64_t count = vectors - v < joints ? vectors - v : joints;
-        for (int64_t k = 0; k < count; ++k) {
-          store(best.top + k * kLanes, max_of(load(p + (v + k) * kLanes), load(best.top + k * kLanes)));
-        }
-      }
-    }
-    for (int64_t k = 0; k < joints && k < vectors; ++k) {
-      const Vec top = vectors >= joints ? load(best.top + k * kLanes) : max_of(load(p + k * kLanes), lowest);
-      keep(top, row, best, k * kLanes);
+    const Vec row = splat<Vec>(static_cast<R>(y));
+    if (joints == 1) {
+      keep(top_of(p, vectors), row, best, 0);
+    } else {
+      take_interleaved(p, row, best, joints, vectors);
     }
     if (n % kLanes) tail(p, row, best, joints, n);
+  }
+
+  template <class E>
+  HPE_SIMD Vec top_of(const E* p, int64_t vectors) {
+    Vec top[4];
+    for (Vec& t : top) t = splat<Vec>(-static_cast<R>(INFINITY));
+    int64_t v = 0;
+    for (; v + 4 <= vectors; v += 4) {
+      for (int i = 0; i < 4; ++i) top[i] = max_of(load(p + (v + i) * kLanes), top[i]);
+    }
+    for (; v < vectors; ++v) top[0] = max_of(load(p + v * kLanes), top[0]);
+    return max_of(max_of(top[0], top[1]), max_of(top[2], top[3]));
+  }
+
+  template <class E>
+  HPE_SIMD void take_interleaved(const E* p, Vec row, const Best<R>& best, int64_t joints, int64_t vectors) {
+    const int64_t used = joints < vectors ? joints : vectors;
+    for (int64_t k = 0; k < used; ++k) {
+      store(best.top + k * kLanes, max_of(load(p + k * kLanes), splat<Vec>(-static_cast<R>(INFINITY))));
+    }
+    for (int64_t v = joints; v < vectors; v += joints) {
+      const int64_t count = vectors - v < joints ? vectors - v : joints;
+      for (int64_t k = 0; k < count; ++k) {
+        store(best.top + k * kLanes, max_of(load(p + (v + k) * kLanes), load(best.top + k * kLanes)));
+      }
+    }
+    for (int64_t k = 0; k < used; ++k) keep(load(best.top + k * kLanes), row, best, k * kLanes);
   }
 
   HPE_SIMD void keep(Vec top, Vec row, const Best<R>& best, int64_t at) {
@@ -212,16 +239,17 @@ struct Decode {
     const Best<R> best(arena, task, kLanes);
     const BlurKernel kernel(arena, task);
     kernel.prepare();
-    const int64_t joints = task.interleaved(), n = task.maps.width * joints;
+    const int64_t joints = task.interleaved(), n = task.maps.width * joints, rows = span_rows(task);
     for (int64_t item = first; item < last; ++item) {
       for (int64_t i = 0; i < joints * kLanes; ++i) best.value[i] = -static_cast<R>(INFINITY), best.row[i] = 0;
       const T* map = static_cast<const T*>(task.heatmaps) + item * task.item_elements();
-      for (int64_t y = 0; y < task.maps.height; ++y) {
+      for (int64_t y = 0; y < task.maps.height; y += rows) {
+        const int64_t count = (task.maps.height - y < rows ? task.maps.height - y : rows) * n;
         if (task.flipped) {
-          average_row(task, item, y, best.averaged);
-          take_row(best.averaged, y, best, joints, n);
+          for (int64_t i = 0; i * n < count; ++i) average_row(task, item, y + i, best.averaged + i * n);
+          take_span(best.averaged, y, best, joints, count);
         } else {
-          take_row(map + y * n, y, best, joints, n);
+          take_span(map + y * n, y, best, joints, count);
         }
       }
       for (int64_t j = 0; j < joints; ++j) {

@@ -49,14 +49,21 @@ struct Loss {
     if (n % kLanes) tail(p, t, grad, patterns, joints, n);
   }
 
-  // The same where one scale and one sum serve all vectors: they stay in registers.
+  // The same where one scale and one sum serve all vectors: they stay in registers, four sums to hide their latency.
   HPE_SIMD void run_one(const T* p, const R* t, T* grad, const Patterns<R>& patterns, int64_t n) {
     const Vec scale = load(patterns.scale);
-    Vec sum = load(patterns.sum);
-    for (int64_t at = 0; at + kLanes <= n; at += kLanes) {
-      step(p + at, t ? t + at : nullptr, kGrad ? grad + at : nullptr, scale, sum);
+    Vec sums[4] = {load(patterns.sum), Vec{}, Vec{}, Vec{}};
+    int64_t at = 0;
+    for (; at + 4 * kLanes <= n; at += 4 * kLanes) {
+      for (int i = 0; i < 4; ++i) {
+        const int64_t here = at + i * kLanes;
+        step(p + here, t ? t + here : nullptr, kGrad ? grad + here : nullptr, scale, sums[i]);
+      }
     }
-    store(patterns.sum, sum);
+    for (; at + kLanes <= n; at += kLanes) {
+      step(p + at, t ? t + at : nullptr, kGrad ? grad + at : nullptr, scale, sums[0]);
+    }
+    store(patterns.sum, (sums[0] + sums[1]) + (sums[2] + sums[3]));
     if (n % kLanes) tail(p, t, grad, patterns, 1, n);
   }
 
