@@ -22,7 +22,7 @@ namespace cuda {
 constexpr int kMaxThreads = 448;             // with up to 72 registers, two blocks on every architecture
 constexpr int64_t kMostJoints = 256;         // interleaved in one block; fewer than its threads
 constexpr int kBatch = 4;                    // vectors in flight per thread: 64 bytes hide the memory's latency
-constexpr int64_t kGridWidth = 1 << 14;      // blocks beyond it go to further rows of the grid
+constexpr unsigned kGridWidth = 1 << 14;     // blocks beyond it go to further rows of the grid
 constexpr int64_t kMaxShared = 64 << 10;     // bytes; what a block may have from sm_75 on
 constexpr int64_t kMaxElements = 1ll << 30;  // of a run, so that positions in it fit an int
 constexpr unsigned kAllLanes = 0xffffffffu;
@@ -58,12 +58,12 @@ __device__ __forceinline__ void store(T* p, const Vec<T, V>& vector) {
 
 // How blocks and threads divide heatmaps; computed on the host.
 struct View {
-  int64_t blocks;          // runs x parts
-  int64_t picture_stride;  // elements of one picture: J*H*W
-  int64_t run_stride;      // from one run of a picture to the next
-  int64_t stride;          // between neighbours in a run; J where NHWC maps are taken one by one, else 1
-  int runs;                // per picture: J, or 1 where the maps are interleaved
-  int joints;              // interleaved in a run: 1, or J
+  int64_t blocks;        // runs x parts
+  int64_t run_elements;  // height * row
+  int64_t run_stride;    // elements from one run of a picture to the next
+  int64_t stride;        // between neighbours in a run: J where NHWC maps are taken one by one, else 1
+  int runs;              // per picture: J, or 1 where the maps are interleaved
+  int joints;            // interleaved in a run: 1, or J
   int width, height;
   int row;                      // elements of a row: width * joints
   int parts, rows;              // a run is cut into `parts` of `rows` rows, one for each block
@@ -79,17 +79,22 @@ struct Part {
   int first_row, count;  // rows before it in the run; elements in it
 };
 
-// This block's number; the grid's last row may be longer than the work.
-__device__ __forceinline__ int64_t block_number() { return blockIdx.y * kGridWidth + blockIdx.x; }
+// This block's number; the grid's last row may be longer than the work. (32 bits: divisions by 64 take long.)
+__device__ __forceinline__ unsigned block_number() { return blockIdx.y * kGridWidth + blockIdx.x; }
 
-__device__ __forceinline__ Part part_of(const View& view, int64_t block) {
+__device__ __forceinline__ Part part_of(const View& view, unsigned block) {
+  const unsigned run = block / view.parts;
   Part part;
-  part.run = block / view.parts;
+  part.run = run;
   part.first_row = static_cast<int>(block % view.parts) * view.rows;
   const int rows = min(view.rows, view.height - part.first_row);
   part.count = rows > 0 ? rows * view.row : 0;
-  part.start = part.run / view.runs * view.picture_stride + part.run % view.runs * view.run_stride +
-               static_cast<int64_t>(part.first_row) * view.row * view.stride;
+  part.start = run * view.run_elements;
+  if (view.stride > 1) {  // the maps of a picture begin at neighbouring elements
+    const unsigned own = run % view.runs;
+    part.start = (part.run - own) * view.run_elements + own;
+  }
+  part.start += static_cast<int64_t>(part.first_row) * view.row * view.stride;
   return part;
 }
 
@@ -210,14 +215,13 @@ inline View make_view(const Maps& maps, int vector, bool tables, bool split) {
   constexpr int kFewestRows = 8;
   View view{};
   const bool interleaved = interleaves(maps, tables);
-  const int64_t map = maps.height * maps.width;
-  view.picture_stride = maps.joints * map;
-  view.run_stride = maps.channels_last ? 1 : map;
+  view.run_stride = maps.channels_last ? 1 : maps.height * maps.width;
   view.stride = maps.channels_last && !interleaved ? maps.joints : 1;
   view.runs = interleaved ? 1 : static_cast<int>(maps.joints);
   view.joints = interleaved ? static_cast<int>(maps.joints) : 1;
   view.width = static_cast<int>(maps.width), view.height = static_cast<int>(maps.height);
   view.row = view.width * view.joints;
+  view.run_elements = maps.height * view.row;
   const int64_t runs = maps.batch * view.runs, wanted = split ? kEnoughBlocks / runs : 1;
   view.parts = static_cast<int>(max(min(wanted, maps.height / kFewestRows), int64_t{1}));
   view.rows = (view.height + view.parts - 1) / view.parts;
@@ -264,7 +268,7 @@ int launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t s
     cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
   }
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(min(blocks, kGridWidth)),
+  config.gridDim = dim3(static_cast<unsigned>(min(blocks, int64_t{kGridWidth})),
                         static_cast<unsigned>((blocks + kGridWidth - 1) / kGridWidth));
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);

@@ -9,10 +9,11 @@ struct Permutation {
   uint8_t joint[kMaxFlipJoints];
 };
 
-// The Gaussian that DARK smooths with, as OpenCV builds it for a kernel of 2 * radius + 1 pixels.
+// Half of the Gaussian that DARK blurs with: OpenCV's standard deviation for the size that mmpose takes from sigma.
 struct Blur {
+  static constexpr int kMaxRadius = 64;  // as on the CPU
   int radius;
-  float inv_two_variance, norm;  // weight(d) = norm * exp(-d^2 * inv_two_variance)
+  float weight[kMaxRadius + 1];
 };
 
 template <typename T>
@@ -22,7 +23,6 @@ struct Decode {
   const T* heatmaps;      // [B, J, H, W]
   const T* flipped;       // [B, J, H, W] or null
   const float* to_image;  // [B, 2, 3] or null
-  int joints;             // J
   int shift;              // pixels that the flipped-back map moves right
   Refine refine;
   Blur blur;
@@ -58,7 +58,7 @@ struct Map {
 // How far a run's mirrored partner is: a run of one map is averaged with the mirrored joint's.
 __device__ __forceinline__ int64_t mirrored_run(const View& view, const Part& part, const Permutation& permutation) {
   if (view.runs == 1) return 0;
-  const int own = static_cast<int>(part.run % view.runs);
+  const int own = static_cast<int>(static_cast<unsigned>(part.run) % view.runs);
   return (permutation.joint[own] - own) * view.run_stride;
 }
 
@@ -146,52 +146,37 @@ __device__ __forceinline__ float quarter(float difference) {
   return difference > 0.0f ? 0.25f : difference < 0.0f ? -0.25f : 0.0f;
 }
 
-// The logarithm of the smoothed map at (x + c, y + r - 2) in lane c + 2 as value[r], |c| <= 2. Lane 5k + c + 2 smooths
-// every sixth row across and adds it to the five values of its column; the six lanes of a column are then summed.
+// The logarithm of the blurred map at (y, x), which takes zeros from beyond the border. All points add in one order:
+// where the map is flat, its derivatives are exactly 0.
 template <typename T>
-__device__ __forceinline__ void smoothed_log(float (&value)[5], const Map<T>& map, const View& view, const Blur& blur,
-                                             int x, int y) {
-  const int lane = threadIdx.x % 32, column = x + lane % 5 - 2;
-  for (float& v : value) v = 0.0f;
-  for (int r = lane / 5 - blur.radius - 2; r <= blur.radius + 2 && lane < 30; r += 6) {
-    if (y + r < 0 || y + r >= view.height) continue;  // zeros
-    float across = 0.0f;
-    for (int d = max(-blur.radius, -column); d <= min(blur.radius, view.width - 1 - column); ++d) {
-      across += expf(-static_cast<float>(d * d) * blur.inv_two_variance) * map.at(y + r, column + d);
+__device__ __forceinline__ float log_blurred(const Map<T>& map, const View& view, const Blur& blur, int y, int x) {
+  float sum = 0.0f;
+  for (int dy = -blur.radius; dy <= blur.radius; ++dy) {
+    if (y + dy < 0 || y + dy >= view.height) continue;
+    float row = 0.0f;
+    for (int dx = -blur.radius; dx <= blur.radius; ++dx) {
+      if (x + dx >= 0 && x + dx < view.width) row += blur.weight[abs(dx)] * map.at(y + dy, x + dx);
     }
-#pragma unroll
-    for (int k = 0; k < 5; ++k) {
-      const int d = r - (k - 2);
-      if (abs(d) <= blur.radius) value[k] += expf(-static_cast<float>(d * d) * blur.inv_two_variance) * across;
-    }
+    sum += blur.weight[abs(dy)] * row;
   }
-#pragma unroll
-  for (int k = 0; k < 5; ++k) {
-    float sum = 0.0f;
-    for (int i = 0; i < 6; ++i) sum += __shfl_sync(kAllLanes, value[k], lane % 5 + 5 * i);
-    value[k] = logf(fmaxf(sum * blur.norm * blur.norm, 1e-10f));
-  }
+  return logf(fmaxf(sum, 1e-10f));
 }
 
-// DARK (Zhang et al., CVPR 2020): one Newton step on the logarithm of the smoothed map, by the whole warp.
+// DARK (Zhang et al., CVPR 2020) as mmpose computes it: one Newton step on the logarithm of the blurred map. Each of 25
+// lanes blurs one of the 5x5 pixels around the maximum.
 template <typename T>
 __device__ __forceinline__ void refine_dark(float& x, float& y, const Map<T>& map, const View& view, const Blur& blur,
                                             int px, int py) {
-  float v[5];
-  smoothed_log(v, map, view, blur, px, py);
-  const float left2 = __shfl_sync(kAllLanes, v[2], 0), right2 = __shfl_sync(kAllLanes, v[2], 4);
-  float left[3], right[3];
-#pragma unroll
-  for (int k = 0; k < 3; ++k) {
-    left[k] = __shfl_sync(kAllLanes, v[k + 1], 1), right[k] = __shfl_sync(kAllLanes, v[k + 1], 3);
-  }
-#pragma unroll
-  for (int k = 0; k < 5; ++k) v[k] = __shfl_sync(kAllLanes, v[k], 2);
-  const float dx = 0.5f * (right[1] - left[1]), dy = 0.5f * (v[3] - v[1]);
-  const float dxx = 0.25f * (right2 - 2.0f * v[2] + left2), dyy = 0.25f * (v[4] - 2.0f * v[2] + v[0]);
-  const float dxy = 0.25f * (right[2] - right[0] - left[2] + left[0]);
+  const int lane = threadIdx.x % 32;
+  const float mine = lane < 25 ? log_blurred(map, view, blur, py + lane / 5 - 2, px + lane % 5 - 2) : 0.0f;
+  const auto at = [&](int dy, int dx) { return __shfl_sync(kAllLanes, mine, 5 * (dy + 2) + dx + 2); };
+  const float centre = at(0, 0);
+  const float dx = 0.5f * (at(0, 1) - at(0, -1)), dy = 0.5f * (at(1, 0) - at(-1, 0));
+  const float dxx = 0.25f * (at(0, 2) - 2.0f * centre + at(0, -2)),
+              dyy = 0.25f * (at(2, 0) - 2.0f * centre + at(-2, 0));
+  const float dxy = 0.25f * (at(1, 1) - at(-1, 1) - at(1, -1) + at(-1, -1));
   const float determinant = dxx * dyy - dxy * dxy;
-  if (determinant == 0.0f) return;
+  if (!(fabsf(determinant) > 0.0f)) return;  // not NaN either
   x -= (dyy * dx - dxy * dy) / determinant;
   y -= (dxx * dy - dxy * dx) / determinant;
 }
@@ -200,7 +185,7 @@ __device__ __forceinline__ void refine_dark(float& x, float& y, const Map<T>& ma
 // cache.
 template <typename T>
 __device__ __forceinline__ void finish(const Decode<T>& decode, const View& view, const Map<T>& map, const Best& best,
-                                       int64_t index) {
+                                       const Part& part, int64_t index) {
   const int px = best.pixel % view.width, py = best.pixel / view.width;
   float x = 0.0f, y = 0.0f;
   if (best.score > 0.0f) {
@@ -217,7 +202,8 @@ __device__ __forceinline__ void finish(const Decode<T>& decode, const View& view
   x *= decode.stride_x, y *= decode.stride_y;
   if (threadIdx.x % 32 != 0) return;
   if (decode.to_image) {
-    const float* const m = decode.to_image + index / decode.joints * 6;
+    const int64_t picture = static_cast<unsigned>(part.run) / view.runs;
+    const float* const m = decode.to_image + picture * 6;
     const float u = m[0] * x + m[1] * y + m[2];
     y = m[3] * x + m[4] * y + m[5], x = u;
   }
@@ -247,7 +233,7 @@ __device__ __forceinline__ int share_maxima(float* scores, int* pixels, Best (&b
 template <typename T, int V, bool kFlip>
 __global__ void __launch_bounds__(kMaxThreads, 2)
     decode_kernel(const Decode<T> decode, const View view, const __grid_constant__ Permutation permutation) {
-  const int64_t block = block_number();
+  const unsigned block = block_number();
   if (block >= view.blocks) return;
   const Part part = part_of(view, block);
   Mirror* const mirrors = reinterpret_cast<Mirror*>(shared_memory);  // [joints + V - 1]
@@ -266,18 +252,17 @@ __global__ void __launch_bounds__(kMaxThreads, 2)
   for (int j = threadIdx.x / 32; j < view.joints; j += blockDim.x / 32) {
     const Best winner = warp_best(scores, pixels, j, view.joints, count);
     const Map<T> map = map_of(decode, view, part, flipped, j, permutation);
-    finish(decode, view, map, winner, part.run * view.joints + j);
+    finish(decode, view, map, winner, part, part.run * view.joints + j);
   }
 }
 
 Blur make_blur(float sigma) {
-  constexpr float kMaxRadius = 64.0f;  // as on the CPU
-  Blur blur{static_cast<int>(fminf(nearbyintf(2.5f * sigma), kMaxRadius)), 0.0f, 0.0f};
-  const float smoothing = 0.3f * (static_cast<float>(blur.radius) - 1.0f) + 0.8f;
-  blur.inv_two_variance = 1.0f / (2.0f * smoothing * smoothing);
-  double sum = 0.0;
-  for (int d = -blur.radius; d <= blur.radius; ++d) sum += exp(-static_cast<double>(d) * d * blur.inv_two_variance);
-  blur.norm = static_cast<float>(1.0 / sum);
+  Blur blur{static_cast<int>(fmin(nearbyint(2.5 * sigma), Blur::kMaxRadius)), {}};
+  const double deviation = 0.3 * (blur.radius - 1) + 0.8;
+  const auto gaussian = [&](int d) { return exp(-d * d / (2.0 * deviation * deviation)); };
+  double sum = gaussian(0);
+  for (int d = 1; d <= blur.radius; ++d) sum += 2.0 * gaussian(d);
+  for (int d = 0; d <= blur.radius; ++d) blur.weight[d] = static_cast<float>(gaussian(d) / sum);
   return blur;
 }
 
@@ -306,7 +291,6 @@ int decode_heatmaps(float* coords, float* scores, const void* heatmaps, const vo
                            static_cast<const T*>(heatmaps),
                            static_cast<const T*>(flipped),
                            to_image,
-                           static_cast<int>(maps.joints),
                            options.shift_flipped ? 1 : 0,
                            options.refine,
                            make_blur(codec.sigma),

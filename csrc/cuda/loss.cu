@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(kMaxThreads, 2) mse_kernel(const Mse<T> mse, c
   const Tables tables = tables_of<V>(view);
   const int joint = first_joint<V>(view);
   const float* const factor = tables.factor + joint;
-  const int64_t block = block_number();
+  const unsigned block = block_number();
   if (block >= view.blocks) return;
   const Part part = part_of(view, block);
   Cursor at = first_vector<V>(view, part);

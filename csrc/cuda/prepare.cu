@@ -66,11 +66,12 @@ __global__ void __launch_bounds__(kPrepareThreads)
                    const float* __restrict__ color,         // [B, 3, 4] or null
                    const float* __restrict__ noise_std,     // [B] or null
                    const int64_t* __restrict__ sample_ids,  // [B]
-                   const Images desc, const int64_t tiles, const bool aligned) {
+                   const Images desc, const unsigned tiles, const bool aligned) {
   constexpr int kVector = 16 / sizeof(T);
-  const int64_t block = block_number(), b = block / tiles, pixels = desc.height * desc.width;
+  const unsigned block = block_number();
+  const int64_t b = block / tiles, pixels = desc.height * desc.width;
   if (b >= desc.batch) return;
-  const int64_t first = block % tiles * kTilePixels, start = (b * pixels + first) * 3;
+  const int64_t first = int64_t{block % tiles} * kTilePixels, start = (b * pixels + first) * 3;
   const int count = static_cast<int>(min(pixels - first, int64_t{kTilePixels})) * 3, mine = threadIdx.x * kElements;
   T* const tile = reinterpret_cast<T*>(shared_memory);  // [kTilePixels, 3]
   if (mine < count) {
@@ -109,7 +110,8 @@ int launch_prepare(void* out, const uint8_t* images, const float* color, const f
   const uintptr_t bases = reinterpret_cast<uintptr_t>(out) | reinterpret_cast<uintptr_t>(images);
   const bool aligned = bases % 16 == 0 && pixels % (sizeof(T) == 2 ? 8 : 4) == 0;  // of every picture, in and out
   return launch(prepare_kernel<T>, desc.batch * tiles, kPrepareThreads, kTilePixels * 3 * sizeof(T), stream,
-                static_cast<T*>(out), images, color, noise_std, sample_ids, desc, tiles, aligned);
+                static_cast<T*>(out), images, color, noise_std, sample_ids, desc, static_cast<unsigned>(tiles),
+                aligned);
 }
 
 }  // namespace

@@ -12,7 +12,7 @@ __global__ void __launch_bounds__(kMaxThreads, 2) render_kernel(T* __restrict__ 
                                                                 const View view, const Codec codec) {
   const Tables tables = tables_of<V>(view);
   const int joint = first_joint<V>(view);
-  const int64_t block = block_number();
+  const unsigned block = block_number();
   if (block >= view.blocks) return;
   const Part part = part_of(view, block);
   fill_tables<V>(tables, view, part, keypoints, weights, codec);
