@@ -8,19 +8,20 @@
 # that fails is recorded and the others still run. Needs Python with torch, pybind11, scikit-build-core, ninja, pytest
 # and pytest-benchmark, CMake and the CUDA toolkit; no network.
 #
-# What the compiler reports (nvcc 13.0, -O3, registers on sm_80 / sm_90; no spills and no stack on sm_75 to sm_120).
-# Shared memory is for 17x64x64 maps, or one tile of pixels.
-#   kernel                  float32    float16    bfloat16   shared NHWC, NCHW (16-bit types)   threads NHWC, NCHW
-#   render, 16 bytes        48 / 51    38 / 39    38 / 39    9.7, 1.3 KiB (10.9, 2.3)           448, 128 (448, 64)
-#   render, one element     40 / 40    44 / 43    44 / 43
-#   mse, 16 bytes           62 / 69    68 / 70    68 / 72    9.7, 2.3 KiB (14.1, 2.3)           448, 128 (448, 64)
-#   mse, one element        52 / 51    52 / 51    52 / 51
-#   mean                    15 / 18                          64 B                               512
-#   decode, 16 bytes        71 / 71    72 / 66    72 / 72    13.9, 4.0 KiB (27.8, 4.0)          448, 128 (448, 64)
-#   decode, one element     60 / 60    62 / 59    60 / 59
-#   decode flip, 16 bytes   72 / 72    72 / 72    72 / 72    14.0, 4.0 KiB (27.9, 4.1)          448, 128 (448, 64)
-#   decode flip, one        60 / 60    61 / 64    60 / 60
-#   prepare                 62 / 63    62 / 63    62 / 63    12 KiB (6)                         256
+# What the compiler reports (nvcc 13.0, -O3; registers on sm_80 / sm_90; no spills and no stack frame on sm_75 to sm_120),
+# and what a block takes for 17x64x64 maps, in KiB of shared memory, NHWC / NCHW. A block has 448 threads in NHWC, 128
+# (float32) or 64 in NCHW; 512 in the mean of the losses; 256 in prepare.
+#   kernel                    float32   float16   bfloat16   shared, float32   shared, 16-bit types
+#   render, 16 bytes          51 / 53   37 / 39   37 / 39    9.5 / 1.3         10.5 / 2.3
+#   render, single elements   44 / 43   44 / 44   44 / 44
+#   mse, 16 bytes             60 / 67   67 / 70   67 / 72    9.5 / 2.0         13.9 / 2.3
+#   mse, single elements      48 / 51   48 / 51   48 / 51
+#   mean                      15 / 18                        0.1
+#   decode, 16 bytes          63 / 70   64 / 54   64 / 70    13.8 / 4.0        27.6 / 4.0
+#   decode, single elements   48 / 53   48 / 48   48 / 48
+#   decode flip, 16 bytes     56 / 58   68 / 68   72 / 72    14.0 / 4.0        27.8 / 4.1
+#   decode flip, single       50 / 52   50 / 52   50 / 52
+#   prepare                   60 / 58   60 / 58   60 / 58    12                6
 set -uo pipefail
 cd "$(dirname "$0")/.."
 results=${1:-benchmarks/results}
