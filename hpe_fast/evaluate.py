@@ -17,7 +17,7 @@ from hpe_fast.device import fast_dtype, resolve_device
 from hpe_fast.files import atomic_path
 from hpe_fast.models import from_unit_crop, load_checkpoint, unit_crop
 from hpe_fast.ops import HeatmapCodec, Normalization, decode_heatmaps, prepare_images
-from hpe_fast.pipeline import weight_paths
+from hpe_fast.pipeline import REFINE, weight_paths
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def detect(
         images = prepare_images(batch.images, normalization, color=batch.color, dtype=dtype)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             heatmaps = model(images)
-        coords, scores = decode_heatmaps(heatmaps, codec, refine="dark" if codec.rounding == "none" else "quarter")
+        coords, scores = decode_heatmaps(heatmaps, codec, refine=REFINE)
         found.append((unit_crop(coords, codec.image_size).cpu(), scores.cpu(), batch.rows.cpu()))
     if not found:
         return Detections(torch.zeros(0, 17, 2), torch.zeros(0, 17), torch.zeros(0, dtype=torch.int64))

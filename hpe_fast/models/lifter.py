@@ -182,7 +182,8 @@ def unit_crop(keypoints: Tensor, size: tuple[int, int]) -> Tensor:
         tensor([0., 1.])
     """
     height, width = size
-    return (keypoints + 0.5) / keypoints.new_tensor([width, height])
+    x, y = keypoints.unbind(-1)  # apart: a tensor of the size would be a copy from the host, which no CUDA graph allows
+    return torch.stack([(x + 0.5) / width, (y + 0.5) / height], -1)
 
 
 def from_unit_crop(keypoints: Tensor, size: tuple[int, int]) -> Tensor:
@@ -194,4 +195,5 @@ def from_unit_crop(keypoints: Tensor, size: tuple[int, int]) -> Tensor:
         tensor([ -0.5000, 255.5000])
     """
     height, width = size
-    return keypoints * keypoints.new_tensor([width, height]) - 0.5
+    x, y = keypoints.unbind(-1)
+    return torch.stack([x * width - 0.5, y * height - 0.5], -1)

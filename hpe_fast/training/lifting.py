@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from hpe_fast.models import lifter as build_lifter
 from hpe_fast.models import save_checkpoint, unit_crop
 from hpe_fast.skeleton import FLIP_PERMUTATION
 from hpe_fast.training.config import LifterConfig, TrainConfig
-from hpe_fast.training.engine import make_optimizer
+from hpe_fast.training.engine import GraphedStep, make_optimizer
 
 
 @dataclass
@@ -57,19 +58,25 @@ class LifterSamples:
         return len(self.keypoints)
 
 
+@lru_cache
+def _constant(values: tuple, device: torch.device) -> Tensor:
+    """Made once, since a copy from the host cannot be captured in a CUDA graph."""
+    return torch.tensor(values, device=device)
+
+
 def mirror(keypoints: Tensor, joints3d: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
     """Mirror the chosen ``[B]`` samples: x changes sign, left and right change places."""
-    swap = list(FLIP_PERMUTATION)
-    mirrored2d = (keypoints * keypoints.new_tensor([-1, 1]) + keypoints.new_tensor([1, 0]))[:, swap]
-    mirrored3d = (joints3d * joints3d.new_tensor([-1, 1, 1]))[:, swap]
+    swap = _constant(FLIP_PERMUTATION, keypoints.device)
+    mirrored2d = torch.stack([1 - keypoints[..., 0], keypoints[..., 1]], -1)[:, swap]
+    mirrored3d = torch.cat([-joints3d[..., :1], joints3d[..., 1:]], -1)[:, swap]
     chosen = chosen[:, None, None]
     return torch.where(chosen, mirrored2d, keypoints), torch.where(chosen, mirrored3d, joints3d)
 
 
 def quarter_turns(keypoints: Tensor, joints3d: Tensor, turns: Tensor) -> tuple[Tensor, Tensor]:
     """Turn samples by ``turns [B]`` quarters (clockwise on screen) about the crop's centre and the optical axis."""
-    cos = torch.tensor([1.0, 0.0, -1.0, 0.0], device=turns.device)[turns % 4]
-    sin = torch.tensor([0.0, 1.0, 0.0, -1.0], device=turns.device)[turns % 4]
+    cos = _constant((1.0, 0.0, -1.0, 0.0), turns.device)[turns % 4]
+    sin = _constant((0.0, 1.0, 0.0, -1.0), turns.device)[turns % 4]
     rotation = torch.stack([cos, sin, -sin, cos], 1).view(-1, 2, 2)  # row vectors: (x, y) @ rotation; y points down
     turned2d = (keypoints - 0.5) @ rotation + 0.5
     turned3d = torch.cat([joints3d[..., :2] @ rotation, joints3d[..., 2:]], -1)
@@ -144,6 +151,8 @@ class LifterStage:
         self.epochs = lifter.epochs
         self.batch_size = min(lifter.batch_size, len(train))
         self.steps_per_epoch = len(train) // self.batch_size
+        graphed = self.device.type == "cuda" and config.graph
+        self._run = GraphedStep(self._step) if graphed else self._step
         self.settings = {**asdict(lifter), "seed": config.seed, "poses": len(train), "amp": config.amp}
 
     def _statistics_sample(self) -> tuple[Tensor, Tensor]:
@@ -158,7 +167,10 @@ class LifterStage:
             yield (order[i * self.batch_size : (i + 1) * self.batch_size],)
 
     def step(self, batch: tuple[Tensor]) -> Tensor:
-        keypoints, joints3d = draw_samples(self.train, batch[0], self.config.lifter)
+        return self._run(*batch)
+
+    def _step(self, rows: Tensor) -> Tensor:
+        keypoints, joints3d = draw_samples(self.train, rows, self.config.lifter)
         with torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype != torch.float32):
             predicted = self.model.forward_normalized(keypoints)
         loss = torch.nn.functional.mse_loss(predicted.float(), self.model.normalize_joints(joints3d))
