@@ -6,6 +6,7 @@ outputs from torch's allocator, nothing copied from the host. Under autocast ten
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
 
 import torch
@@ -39,8 +40,11 @@ DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.floa
 Maps = tuple[int, int, int, int, bool, int]
 
 
+# Private to torch; a torch without them sends every call through the dispatcher.
 _dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
 _transforms = getattr(torch._C._functorch, "peek_interpreter_stack", lambda: True)
+# A tenth of the time of torch.cuda.current_stream, whose answer is an object.
+_current_stream = getattr(torch._C, "_cuda_getCurrentRawStream", lambda i: torch.cuda.current_stream(i).cuda_stream)
 
 
 def is_plain(x: Tensor) -> bool:
@@ -66,11 +70,17 @@ def _kernels(x: Tensor) -> ModuleType | None:
     return native.cpu()
 
 
+def _twin(function: Callable, *arguments: object) -> Tensor | tuple[Tensor, ...]:
+    """A twin's result without a graph of its own: gradients are the operators' business."""
+    with torch.no_grad():
+        return function(*arguments)
+
+
 def _where(x: Tensor) -> tuple[int, ...]:
     """Last arguments of a kernel: threads, or device and stream."""
     if x.is_cuda:
         index = x.get_device()
-        return index, torch.cuda.current_stream(index).cuda_stream
+        return index, _current_stream(index)
     return (torch.get_num_threads(),)
 
 
@@ -120,7 +130,7 @@ def render_heatmaps(
 ) -> Tensor:
     kernels = None if dtype == torch.float64 and keypoints.is_cuda else _kernels(keypoints)
     if kernels is None:
-        return reference.render_heatmaps(keypoints, weights, codec, height, width, dtype, channels_last)
+        return _twin(reference.render_heatmaps, keypoints, weights, codec, height, width, dtype, channels_last)
     shape = (*keypoints.shape[:2], height, width)
     out = _empty_heatmaps(keypoints, shape, dtype, channels_last)
     keypoints, weights = keypoints.contiguous(), _packed(weights)
@@ -144,7 +154,7 @@ def heatmap_mse(
 ) -> Tensor:
     kernels = _kernels(heatmaps)
     if kernels is None or heatmaps.numel() == 0:
-        return reference.heatmap_mse(heatmaps, keypoints, weights, codec, per_joint)
+        return _twin(reference.heatmap_mse, heatmaps, keypoints, weights, codec, per_joint)
     heatmaps, maps = _dense(heatmaps)
     keypoints, weights = keypoints.contiguous(), _packed(weights)
     dtype = accumulation_dtype(heatmaps.dtype)
@@ -177,10 +187,10 @@ def heatmap_mse_backward(
 ) -> Tensor:
     kernels = _kernels(heatmaps)
     if kernels is None:
-        return reference.heatmap_mse_backward(grad_out, heatmaps, keypoints, weights, codec, per_joint)
+        return _twin(reference.heatmap_mse_backward, grad_out, heatmaps, keypoints, weights, codec, per_joint)
     heatmaps, maps = _dense(heatmaps)
     grad_out, keypoints, weights = grad_out.contiguous(), keypoints.contiguous(), _packed(weights)
-    grad = _empty_heatmaps(heatmaps, maps[:4], heatmaps.dtype, maps[4])
+    grad = torch.empty_like(heatmaps)
     kernels.heatmap_mse_backward(
         grad.data_ptr(),
         grad_out.data_ptr(),
@@ -196,7 +206,7 @@ def heatmap_mse_backward(
 
 
 def _heatmap_mse_backward_fake(grad_out, heatmaps, keypoints, weights, codec, per_joint):
-    return torch.empty_like(heatmaps, memory_format=memory_format_of(heatmaps))
+    return torch.empty_like(heatmaps.contiguous(memory_format=memory_format_of(heatmaps)))
 
 
 def _save_for_backward(ctx, inputs, output) -> None:
@@ -205,8 +215,9 @@ def _save_for_backward(ctx, inputs, output) -> None:
 
 
 def _heatmap_mse_gradient(ctx, grad_out: Tensor):
-    grad = torch.ops.hpe_fast.heatmap_mse_backward(grad_out, *ctx.saved_tensors, ctx.codec, ctx.per_joint)
-    return grad, None, None, None, None
+    plain = is_plain(grad_out) and not torch.is_grad_enabled()  # enabled: somebody wants a second derivative
+    backward = heatmap_mse_backward if plain else torch.ops.hpe_fast.heatmap_mse_backward
+    return backward(grad_out, *ctx.saved_tensors, ctx.codec, ctx.per_joint), None, None, None, None
 
 
 def _no_second_gradient(ctx, *grad_out: Tensor):
@@ -243,13 +254,13 @@ def heatmap_mse_and_grad(
 ) -> tuple[Tensor, Tensor, Tensor]:
     kernels = _kernels(heatmaps)
     if kernels is None or heatmaps.numel() == 0:
-        return reference.heatmap_mse_and_grad(heatmaps, keypoints, weights, codec, grad_scale)
+        return _twin(reference.heatmap_mse_and_grad, heatmaps, keypoints, weights, codec, grad_scale)
     heatmaps, maps = _dense(heatmaps)
     keypoints, weights = keypoints.contiguous(), _packed(weights)
     dtype = accumulation_dtype(heatmaps.dtype)
     losses = torch.empty(maps[:2], dtype=dtype, device=heatmaps.device)
     loss = torch.empty((), dtype=dtype, device=heatmaps.device)
-    grad = _empty_heatmaps(heatmaps, maps[:4], heatmaps.dtype, maps[4])
+    grad = torch.empty_like(heatmaps)
     kernels.heatmap_mse_and_grad(
         losses.data_ptr(),
         loss.data_ptr(),
@@ -267,7 +278,7 @@ def heatmap_mse_and_grad(
 
 def _heatmap_mse_and_grad_fake(heatmaps, keypoints, weights, codec, grad_scale):
     dtype = accumulation_dtype(heatmaps.dtype)
-    grad = torch.empty_like(heatmaps, memory_format=memory_format_of(heatmaps))
+    grad = torch.empty_like(heatmaps.contiguous(memory_format=memory_format_of(heatmaps)))
     return heatmaps.new_empty((), dtype=dtype), grad, heatmaps.new_empty(heatmaps.shape[:2], dtype=dtype)
 
 
@@ -288,7 +299,9 @@ def decode_heatmaps(
 ) -> tuple[Tensor, Tensor]:
     kernels = _kernels(heatmaps)
     if kernels is None or heatmaps.numel() == 0:
-        return reference.decode_heatmaps(heatmaps, flipped, to_image, codec, refine, shift_flipped, flip_permutation)
+        return _twin(
+            reference.decode_heatmaps, heatmaps, flipped, to_image, codec, refine, shift_flipped, flip_permutation
+        )
     heatmaps, maps = _dense(heatmaps)
     if flipped is not None:
         flipped = flipped.contiguous(memory_format=torch.channels_last if maps[4] else torch.contiguous_format)
@@ -334,7 +347,7 @@ def prepare_images(
 ) -> Tensor:
     kernels = _kernels(images)
     if kernels is None:
-        return reference.prepare_images(images, color, noise_std, sample_ids, mean, std, seed, dtype)
+        return _twin(reference.prepare_images, images, color, noise_std, sample_ids, mean, std, seed, dtype)
     images, color, noise_std, sample_ids = images.contiguous(), _packed(color), _packed(noise_std), _packed(sample_ids)
     batch, height, width, _ = images.shape
     out = torch.empty(images.shape, dtype=dtype, device=images.device)

@@ -37,6 +37,11 @@ def memory_format_of(x: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
+def _constants(values: list[float], like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """A vector made on the device: a copy from the host would stop a CUDA graph's capture."""
+    return torch.cat([torch.full((1,), value, dtype=dtype, device=like.device) for value in values])
+
+
 def _axis(position: Tensor, stride: float, size: int, codec: list[float]) -> tuple[Tensor, Tensor]:
     """Gaussian of one axis [B, J, size], and where the window lies off the map [B, J]."""
     sigma, _, radius, rounding = codec[:4]
@@ -48,14 +53,14 @@ def _axis(position: Tensor, stride: float, size: int, codec: list[float]) -> tup
         centre = torch.floor(centre) if rounding == _FLOOR else nearest
     pixels = torch.arange(size, dtype=torch.float32, device=position.device)
     exponent = (pixels - centre[..., None]).square() * (1.0 / (2.0 * sigma * sigma))
-    values = torch.where(exponent < _MAX_EXPONENT, torch.exp(-exponent), 0.0)
+    values = torch.exp(-exponent).masked_fill(exponent >= _MAX_EXPONENT, 0.0)
     if radius < 0:
         return values, torch.zeros_like(centre, dtype=torch.bool)
     middle = nearest if rounding == _NONE else centre
     left, right = middle - radius, middle + radius + 1
     inside = (pixels >= left[..., None]) & (pixels < right[..., None])
     # Strict on the lower side, as in the official code: a window that ends at 0 draws nothing yet keeps its weight.
-    return torch.where(inside, values, 0.0), (left >= size) | (right < 0)
+    return values.masked_fill(~inside, 0.0), (left >= size) | (right < 0)
 
 
 def _targets(
@@ -66,8 +71,8 @@ def _targets(
     finite = torch.isfinite(keypoints).all(-1) & torch.isfinite(weights)
     along_x, off_x = _axis(keypoints[..., 0], codec[4], size[1], codec)
     along_y, off_y = _axis(keypoints[..., 1], codec[5], size[0], codec)
-    weights = torch.where(finite & ~off_x & ~off_y, weights, 0.0)
-    amplitude = torch.where(weights > 0.5, codec[1], 0.0)  # the official gate: half-visible joints have an empty target
+    weights = weights.masked_fill(~finite | off_x | off_y, 0.0)
+    amplitude = codec[1] * (weights > 0.5)  # the official gate: half-visible joints have an empty target
     return weights.to(dtype), (amplitude[..., None] * along_y).to(dtype), along_x.to(dtype)
 
 
@@ -139,7 +144,7 @@ def heatmap_mse_and_grad(
 
 
 def _flip_average(heatmaps: Tensor, flipped: Tensor, permutation: list[int], shift: bool) -> Tensor:
-    back = flipped[:, permutation].flip(-1)
+    back = torch.stack([flipped[:, j] for j in permutation], 1).flip(-1)  # views, and one copy
     if shift:
         back = torch.cat([back[..., :1], back[..., :-1]], -1)
     return 0.5 * (heatmaps + back)
@@ -149,8 +154,8 @@ def _maximum(maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Score, x and y [B, J] of the first maximum; NaN is ignored, and the score of a map of nothing else."""
     width = maps.shape[-1]
     unknown = torch.isnan(maps)
-    scores, index = torch.where(unknown, -math.inf, maps).flatten(2).max(-1)
-    scores = torch.where(unknown.flatten(2).all(-1), math.nan, scores)
+    scores, index = maps.masked_fill(unknown, -math.inf).flatten(2).max(-1)
+    scores = scores.masked_fill(unknown.flatten(2).all(-1), math.nan)
     return scores, index % width, index // width
 
 
@@ -164,13 +169,13 @@ def _at(maps: Tensor, x: Tensor, y: Tensor) -> Tensor:
 def _quarter_offset(maps: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """A quarter pixel towards the larger neighbour (official ``get_final_preds``), [B, J, 2]."""
     height, width = maps.shape[2:]
-    step = torch.tensor([1, -1], device=maps.device)
+    step = torch.arange(1, -2, -2, device=maps.device)
     along_x = _at(maps, x[..., None] + step, y[..., None].expand(*y.shape, 2))
     along_y = _at(maps, x[..., None].expand(*x.shape, 2), y[..., None] + step)
     slope = torch.stack([along_x[..., 0] - along_x[..., 1], along_y[..., 0] - along_y[..., 1]], -1)
     inside = (x > 1) & (x < width - 1) & (y > 1) & (y < height - 1)
     sign = (slope > 0).float() - (slope < 0).float()
-    return torch.where(inside[..., None], 0.25 * sign, 0.0)
+    return (0.25 * sign).masked_fill(~inside[..., None], 0.0)
 
 
 def _blur_taps(sigma: float) -> list[float]:
@@ -184,7 +189,7 @@ def _blur_taps(sigma: float) -> list[float]:
 
 def _log_stencil(maps: Tensor, x: Tensor, y: Tensor, sigma: float) -> Tensor:
     """Logarithm of the blurred map on the 5x5 pixels around each position, [B, J, 5, 5]; zeros beyond the map."""
-    taps = maps.new_tensor(_blur_taps(sigma), dtype=torch.float64)
+    taps = _constants(_blur_taps(sigma), maps, torch.float64)
     reach = len(taps) // 2 + 2
     offset = torch.arange(-reach, reach + 1, device=maps.device)
     columns, rows = x[..., None] + offset, y[..., None] + offset
@@ -192,7 +197,7 @@ def _log_stencil(maps: Tensor, x: Tensor, y: Tensor, sigma: float) -> Tensor:
     patch = _at(maps, columns[..., None, :].expand(shape), rows[..., None].expand(shape)).double()
     inside_x = (columns >= 0) & (columns < maps.shape[3])
     inside_y = (rows >= 0) & (rows < maps.shape[2])
-    patch = torch.where(inside_y[..., None] & inside_x[..., None, :], patch, 0.0)
+    patch = patch.masked_fill(~(inside_y[..., None] & inside_x[..., None, :]), 0.0)
     blurred = (patch.unfold(-1, len(taps), 1) @ taps).unfold(-2, len(taps), 1) @ taps
     return torch.log(torch.fmax(blurred, blurred.new_full((), 1e-10)))
 
@@ -208,7 +213,7 @@ def _dark_offset(maps: Tensor, x: Tensor, y: Tensor, sigma: float) -> Tensor:
     determinant = dxx * dyy - dxy * dxy
     offset = torch.stack([dxy * dy - dyy * dx, dxy * dx - dxx * dy], -1) / determinant[..., None]
     inside = (x > 1) & (x < width - 2) & (y > 1) & (y < height - 2) & (determinant.abs() > 0)  # not NaN either
-    return torch.where(inside[..., None], offset, 0.0).float()
+    return offset.masked_fill(~inside[..., None], 0.0).float()
 
 
 def decode_heatmaps(
@@ -222,10 +227,10 @@ def decode_heatmaps(
 ) -> tuple[Tensor, Tensor]:
     """Coordinates [B, J, 2] and scores [B, J] of the maxima, float32."""
     maps = heatmaps.float()
-    if flipped is not None:
-        maps = _flip_average(maps, flipped.float(), flip_permutation, shift_flipped)
     if maps.numel() == 0:  # no joints, or no pixel to find one at
         return maps.new_zeros(*maps.shape[:2], 2), maps.new_full(maps.shape[:2], math.nan)
+    if flipped is not None:
+        maps = _flip_average(maps, flipped.float(), flip_permutation, shift_flipped)
     scores, x, y = _maximum(maps)
     coords = torch.stack([x, y], -1).float()
     if refine == _QUARTER:
@@ -234,7 +239,7 @@ def decode_heatmaps(
         coords = coords + _dark_offset(maps, x, y, codec[0])
     if codec[3] == _FLOOR:
         coords = coords + 0.5
-    coords = torch.where((scores > 0)[..., None], coords, 0.0)
+    coords = coords.masked_fill(~(scores > 0)[..., None], 0.0)
     coords = torch.stack([coords[..., 0] * codec[4], coords[..., 1] * codec[5]], -1)
     if to_image is not None:
         coords = (to_image[:, None, :, :2] * coords[..., None, :]).sum(-1) + to_image[:, None, :, 2]
@@ -289,5 +294,5 @@ def prepare_images(
     if noise_std is not None:
         noise = standard_normals(seed, sample_ids, value[0].numel() if len(value) else 0)
         value = value + (noise_std[:, None] * noise).float().view(value.shape)
-    value = (value - value.new_tensor(mean)) / value.new_tensor(std)
+    value = (value - _constants(mean, value)) / _constants(std, value)
     return value.to(dtype).permute(0, 3, 1, 2)
