@@ -25,7 +25,8 @@ TOLERANCE = {
 
 def heatmap_centre(position: float, stride: float, rounding: str) -> float:
     """In float32, which decides on which side of a boundary a centre falls."""
-    scaled = np.float32(position) / np.float32(stride)
+    with np.errstate(over="ignore"):
+        scaled = (np.float32(position) / np.float32(stride)).clip(-1e6, 1e6)  # farther is as far
     if rounding == "none":
         return float(scaled)
     return float(math.floor(scaled)) if rounding == "floor" else float(int(scaled + np.float32(0.5)))
@@ -76,11 +77,11 @@ def mse(
 
 
 def flip_average(maps: np.ndarray, flipped: np.ndarray, permutation: list[int], shift: bool) -> np.ndarray:
-    """Official flip test: mirror back, exchange left and right, shift, average in float32."""
+    """Official flip test: mirror back, exchange left and right, shift, average."""
     back = flipped[:, permutation, :, ::-1].copy()
     if shift:
         back[..., 1:] = back[..., :-1].copy()
-    return np.float32(0.5) * (maps + back)
+    return maps.dtype.type(0.5) * (maps + back)
 
 
 def quarter(m: np.ndarray, x: int, y: int) -> np.ndarray:

@@ -163,9 +163,10 @@ def test_any_case_agrees_with_the_restatement(
     permutation = torch.randperm(shape[1], generator=generator).tolist()
     to_image = torch.randn(shape[0], 2, 3, generator=generator) if affine else None
     codec = HeatmapCodec(rounding=rounding, image_size=(33, 20), heatmap_size=shape[2:])
-    options, maps = {}, heatmaps.float().numpy()
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    options, maps = {}, heatmaps.to(wide).numpy()
     if flip is not None:
-        maps = restated.flip_average(maps, flipped.float().numpy(), permutation, flip)
+        maps = restated.flip_average(maps, flipped.to(wide).numpy(), permutation, flip)
         other = FORMATS[seed % 2]  # need not be the heatmaps' own
         options = {"flipped": flipped.to(device).contiguous(memory_format=other), "shift_flipped": flip}
         options["flip_permutation"] = permutation

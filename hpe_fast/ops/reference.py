@@ -226,11 +226,12 @@ def decode_heatmaps(
     flip_permutation: list[int],
 ) -> tuple[Tensor, Tensor]:
     """Coordinates [B, J, 2] and scores [B, J] of the maxima, float32."""
-    maps = heatmaps.float()
+    maps = heatmaps.to(accumulation_dtype(heatmaps.dtype))
     if maps.numel() == 0:  # no joints, or no pixel to find one at
-        return maps.new_zeros(*maps.shape[:2], 2), maps.new_full(maps.shape[:2], math.nan)
+        scores = torch.full(maps.shape[:2], math.nan, dtype=torch.float32, device=maps.device)
+        return scores.new_zeros((*scores.shape, 2)), scores
     if flipped is not None:
-        maps = _flip_average(maps, flipped.float(), flip_permutation, shift_flipped)
+        maps = _flip_average(maps, flipped.to(maps.dtype), flip_permutation, shift_flipped)
     scores, x, y = _maximum(maps)
     coords = torch.stack([x, y], -1).float()
     if refine == _QUARTER:
@@ -243,7 +244,7 @@ def decode_heatmaps(
     coords = torch.stack([coords[..., 0] * codec[4], coords[..., 1] * codec[5]], -1)
     if to_image is not None:
         coords = (to_image[:, None, :, :2] * coords[..., None, :]).sum(-1) + to_image[:, None, :, 2]
-    return coords, scores
+    return coords, scores.float()
 
 
 def _philox(words: list[Tensor], seed: int) -> list[Tensor]:
