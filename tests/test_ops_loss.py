@@ -125,8 +125,8 @@ def test_one_pass_and_three_agree_with_the_twin(codec, dtype, memory_format, dev
     assert grad.dtype == recorded_grad.dtype == dtype
     assert grad.stride() == recorded_grad.stride() == heatmaps.stride()
     for value in (loss, recorded):
-        torch.testing.assert_close(value, wanted_loss, rtol=2e-6, atol=0)
-    torch.testing.assert_close(per_joint, wanted_joints, rtol=2e-6, atol=0)
+        torch.testing.assert_close(value, wanted_loss, rtol=5e-6, atol=0)
+    torch.testing.assert_close(per_joint, wanted_joints, rtol=5e-6, atol=0)
     rtol, _ = TOLERANCE[dtype]
     smallest = 6.1e-8 if dtype == torch.float16 else 0  # one step between its denormals
     for value in (grad, recorded_grad):

@@ -340,8 +340,9 @@ class TestCuda:
 
         def step():
             heatmaps.grad.zero_()
-            loss, grad, _ = ops.heatmap_mse_loss_and_grad(heatmaps, keypoints, codec=SMALL)
-            torch.autograd.backward([heatmaps], [grad])
+            prediction = heatmaps * 2
+            loss, grad, _ = ops.heatmap_mse_loss_and_grad(prediction, keypoints, codec=SMALL)
+            torch.autograd.backward([prediction], [grad])
             return loss
 
         stream = torch.cuda.Stream()
@@ -354,8 +355,8 @@ class TestCuda:
         with torch.no_grad():
             heatmaps.mul_(2)
         graph.replay()
-        wanted, grad, _ = ops.heatmap_mse_loss_and_grad(heatmaps, keypoints, codec=SMALL)
-        assert_same((loss, heatmaps.grad), (wanted, grad))
+        wanted, grad, _ = ops.heatmap_mse_loss_and_grad(heatmaps * 2, keypoints, codec=SMALL)
+        assert_same((loss, heatmaps.grad), (wanted, 2 * grad))
 
     def test_the_current_stream_is_used(self):
         stream, keypoints = torch.cuda.Stream(), some_keypoints(64, device="cuda")

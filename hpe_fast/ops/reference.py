@@ -78,8 +78,8 @@ def _targets(
 
 def _outer(along_y: Tensor, along_x: Tensor, memory_format: torch.memory_format) -> Tensor:
     if memory_format == torch.channels_last:
-        product = along_y.transpose(1, 2)[:, :, None] * along_x.transpose(1, 2)[:, None]
-        return product.permute(0, 3, 1, 2)
+        along_y, along_x = along_y.transpose(1, 2).contiguous(), along_x.transpose(1, 2).contiguous()
+        return (along_y[:, :, None] * along_x[:, None]).permute(0, 3, 1, 2)
     return along_y[..., None] * along_x[..., None, :]
 
 
@@ -153,9 +153,9 @@ def _flip_average(heatmaps: Tensor, flipped: Tensor, permutation: list[int], shi
 def _maximum(maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Score, x and y [B, J] of the first maximum; NaN is ignored, and the score of a map of nothing else."""
     width = maps.shape[-1]
-    unknown = torch.isnan(maps)
-    scores, index = maps.masked_fill(unknown, -math.inf).flatten(2).max(-1)
-    scores = scores.masked_fill(unknown.flatten(2).all(-1), math.nan)
+    scores, index = torch.nan_to_num(maps, -math.inf, math.inf, -math.inf).flatten(2).max(-1)
+    lowest = torch.nan_to_num(maps, math.inf, math.inf, -math.inf).flatten(2).amin(-1)
+    scores = scores.masked_fill(lowest > scores, math.nan)  # the lowest is above the highest where there is no number
     return scores, index % width, index // width
 
 
