@@ -36,11 +36,13 @@ struct AxisTables {
   R* whole;               // [2 * kTableReach + 1] Gaussian at whole distances, -kTableReach first
   R* values;              // [J, W + H]
   JointTarget<R>* joint;  // [J] of the item
+  int32_t* reached;       // [H] how many of them reach a row
 
   AxisTables(Arena& arena, const MapTask& task)
       : whole(arena.take<R>(2 * kTableReach + 1)),
         values(arena.take<R>(task.interleaved() * (task.maps.width + task.maps.height))),
-        joint(arena.take<JointTarget<R>>(task.interleaved())) {}
+        joint(arena.take<JointTarget<R>>(task.interleaved())),
+        reached(arena.take<int32_t>(task.maps.height)) {}
 
   static float inv_two_variance(const Codec& codec) { return 1.0f / (2.0f * codec.sigma * codec.sigma); }
 
@@ -66,6 +68,7 @@ struct AxisTables {
   void set_item(const MapTask& task, int64_t item) {
     const int width = static_cast<int>(task.maps.width), height = static_cast<int>(task.maps.height);
     R* next = values;
+    write_zeros(reached, height);
     for (int64_t j = 0; j < task.interleaved(); ++j) {
       const int64_t at = item * task.interleaved() + j;
       const Target t = make_target(task.keypoints[2 * at], task.keypoints[2 * at + 1],
@@ -73,18 +76,16 @@ struct AxisTables {
       fill_axis(next, width, t.x0, t.x1, t.cx, 1, task.codec);
       fill_axis(next + width, height, t.y0, t.y1, t.cy, task.codec.amplitude, task.codec);
       joint[j] = {t, next, next + width};
+      for (int y = t.y0; y < t.y1; ++y) ++reached[y];
       next += width + height;
     }
   }
 
   // How many rows from y on no joint reaches.
   int64_t empty_rows(int64_t y, const MapTask& task) const {
-    int64_t end = task.maps.height;
-    for (int64_t j = 0; j < task.interleaved(); ++j) {
-      const Target& t = joint[j].target;
-      if (y < t.y1) end = end < t.y0 ? end : t.y0;
-    }
-    return end > y ? end - y : 0;
+    int64_t end = y;
+    while (end < task.maps.height && reached[end] == 0) ++end;
+    return end - y;
   }
 
   // Writes row y of the item, [W, J], as elements of type T.

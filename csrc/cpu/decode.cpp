@@ -168,16 +168,17 @@ struct Decode {
   template <class E>
   HPE_SIMD void take_interleaved(const E* p, Vec row, const Best<R>& best, int64_t joints, int64_t vectors) {
     const int64_t used = joints < vectors ? joints : vectors;
+    R* const tops = best.top;  // a copy, which the compiler knows that no store changes
     for (int64_t k = 0; k < used; ++k) {
-      store(best.top + k * kLanes, max_of(load(p + k * kLanes), splat<Vec>(-static_cast<R>(INFINITY))));
+      store(tops + k * kLanes, max_of(load(p + k * kLanes), splat<Vec>(-static_cast<R>(INFINITY))));
     }
     for (int64_t v = joints; v < vectors; v += joints) {
       const int64_t count = vectors - v < joints ? vectors - v : joints;
       for (int64_t k = 0; k < count; ++k) {
-        store(best.top + k * kLanes, max_of(load(p + (v + k) * kLanes), load(best.top + k * kLanes)));
+        store(tops + k * kLanes, max_of(load(p + (v + k) * kLanes), load(tops + k * kLanes)));
       }
     }
-    for (int64_t k = 0; k < used; ++k) keep(load(best.top + k * kLanes), row, best, k * kLanes);
+    for (int64_t k = 0; k < used; ++k) keep(load(tops + k * kLanes), row, best, k * kLanes);
   }
 
   HPE_SIMD void keep(Vec top, Vec row, const Best<R>& best, int64_t at) {

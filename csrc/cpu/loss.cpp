@@ -37,13 +37,15 @@ struct Loss {
   HPE_SIMD void run(const T* p, const R* t, T* grad, const Patterns<R>& patterns, int64_t joints, int64_t n) {
     if (joints == 1) return run_one(p, t, grad, patterns, n);
     const int64_t vectors = n / kLanes;
+    const R* const scales = patterns.scale;  // copies, which the compiler knows that no store changes
+    R* const sums = patterns.sum;
     for (int64_t v = 0; v < vectors; v += joints) {
       const int64_t count = vectors - v < joints ? vectors - v : joints;
       for (int64_t k = 0; k < count; ++k) {
         const int64_t at = (v + k) * kLanes;
-        Vec sum = kSum ? load(patterns.sum + k * kLanes) : Vec{};
-        step(p + at, t ? t + at : nullptr, kGrad ? grad + at : nullptr, load(patterns.scale + k * kLanes), sum);
-        if (kSum) store(patterns.sum + k * kLanes, sum);
+        Vec sum = kSum ? load(sums + k * kLanes) : Vec{};
+        step(p + at, t ? t + at : nullptr, kGrad ? grad + at : nullptr, load(scales + k * kLanes), sum);
+        if (kSum) store(sums + k * kLanes, sum);
       }
     }
     if (n % kLanes) tail(p, t, grad, patterns, joints, n);
@@ -103,7 +105,6 @@ struct Loss {
       const int64_t at = y * row_elements;
       int64_t rows = tables.empty_rows(y, task);
       if (rows > 0) {
-        if (joints > 1) rows = 1;  // interleaved rows are walked with a stride, which should stay in the L1 cache
         run(map + at, nullptr, grad + at, patterns, joints, rows * row_elements);
       } else {
         rows = 1;
