@@ -22,6 +22,7 @@ from hpe_fast.convert import main
 from hpe_fast.data.converters import ConvertOptions, convert, find_problems, open_dataset, shards
 from hpe_fast.data.converters.pictures import crop_picture
 from hpe_fast.data.schema import DataError
+from hpe_fast.data.seal import seal
 from hpe_fast.data.store import PoseStore, PoseStoreWriter
 
 SMALL = ConvertOptions(size=48, workers=2)
@@ -248,7 +249,7 @@ def test_open_pair(source, tmp_path):
     pair = (files["train"], files["valid"])
     assert open_dataset(tmp_path / "out") == open_dataset(files["train"]) == open_dataset(files["valid"]) == pair
     files["valid"].write_bytes(b"damaged")
-    with pytest.raises(DataError, match=r"valid\.h5: cannot be read as HDF5"):
+    with pytest.raises(DataError, match=r"valid\.h5: no pose store"):
         open_dataset(tmp_path / "out")
 
 
@@ -313,7 +314,7 @@ def test_open_nothing_known(tmp_path):
     with pytest.raises(DataError, match=r"not a known dataset; wanted are train\.h5.*h36m-fetch"):
         open_dataset(tmp_path)
     (tmp_path / "x.h5").write_bytes(b"no")
-    with pytest.raises(DataError, match=r"x\.h5: cannot be read as HDF5"):
+    with pytest.raises(DataError, match=r"x\.h5: no pose store"):
         open_dataset(tmp_path / "x.h5")
 
 
@@ -358,6 +359,7 @@ def test_inspect_flags_metres_and_wrong_order(source, tmp_path, capsys, change, 
     assert main(["inspect", str(file)]) == 0
     with h5py.File(file, "r+") as opened:
         opened["pose3d"][...] = change(opened["pose3d"][...])
+    seal(file)
     assert main(["inspect", str(file), "--out", str(tmp_path / "sheet.png")]) == 1
     assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("PROBLEM")]
     assert any(re.search(message, problem) for problem in find_problems(PoseStore(file)))
@@ -369,4 +371,5 @@ def test_inspect_finds_damaged_pictures(source, tmp_path):
         opened["jpeg"][opened["offset"][2] + 40] ^= 255
     with PoseStore(file) as store:
         assert len(problems := find_problems(store)) == 1
-        assert "row 2: checksum" in problems[0]
+        assert "checksum" in problems[0]
+        assert store.where(2) in problems[0]

@@ -310,10 +310,10 @@ def test_a_picture_that_cannot_be_decoded_is_named_at_its_batch(broken: PoseStor
     loader = ImageLoader(broken, 4, augmentation=PAPER_AUGMENTATION)
     for _ in range(2):  # the loader can be used again
         got: list[Batch] = []
-        with pytest.raises(DataError, match=r"poses\.h5: cannot decode the pictures of rows \[9\]"):
+        with pytest.raises(DataError, match=r"poses\.h5: row 9 \(Bär_9\.jpg\): cannot be decoded$"):
             take(loader.epoch(), got)
         assert [batch.rows.tolist() for batch in got] == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    with pytest.raises(DataError, match=r"rows \[13\]"):
+    with pytest.raises(DataError, match=r"row 13 \(Bär_13\.jpg\)"):
         take(loader.epoch(0, start=3), [])
     assert next(loader.epoch(0, start=4)).rows.tolist() == [16, 17, 18, 19]
 
@@ -327,7 +327,7 @@ def test_a_damaged_file_is_named_at_its_batch(make_store: Callable[..., Path]):
     loader = ImageLoader(store, 4)
     for _ in range(2):
         got: list[Batch] = []
-        with pytest.raises(DataError, match=r"poses\.h5: row 9: checksum"):
+        with pytest.raises(DataError, match=r"poses\.h5: row 9 \(Bär_9\.jpg\): checksum"):
             take(loader.epoch(), got)
         assert [batch.rows.tolist() for batch in got] == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert sorted(undecodable(store, np.arange(20))) == [9]
@@ -344,7 +344,7 @@ def test_leaving_an_epoch_before_a_bad_picture(broken: PoseStore):
 def test_skip_bad_leaves_them_out_and_lists_them(broken: PoseStore):
     loader = ImageLoader(broken, 5, skip_bad=True)
     assert sorted(loader.skipped) == [9, 13]
-    assert "row 13: cannot be decoded" in loader.skipped[13]
+    assert "row 13 (Bär_13.jpg): cannot be decoded" in loader.skipped[13]
     assert len(loader) == 4
     rows = torch.cat([batch.rows for batch in loader.epoch()]).tolist()
     assert rows == [row for row in range(20) if row not in (9, 13)]

@@ -138,7 +138,7 @@ def undecodable(store: PoseStore, rows: np.ndarray, threads: int = 1) -> dict[in
             except DataError as error:
                 bad[row] = str(error)
         for row in _rejected(jpegs, threads):
-            bad[row] = f"{store.path}: row {row}: cannot be decoded"
+            bad[row] = f"{store.where(row)}: cannot be decoded"
     return bad
 
 

@@ -81,7 +81,7 @@ class ImageLoader:
 
     Attributes:
         wait_seconds: how long the consumer has waited for batches.
-        skipped: row to what is wrong with it.
+        skipped: row to what is wrong with it (file, row and picture named).
 
     Raises:
         ValueError: for an argument out of range, or a store without pictures.
@@ -157,7 +157,7 @@ class ImageLoader:
 
         Raises:
             ValueError: for an argument out of range.
-            DataError: at the batch that cannot be read or decoded; it names file and rows.
+            DataError: at the batch that cannot be read or decoded; it names file, row and picture.
         """
         if epoch < 0:
             raise ValueError(f"epoch must be >= 0, got {epoch}")
@@ -198,7 +198,8 @@ class ImageLoader:
         for pending in feed.pending:
             bad = undecodable(self.store, pending.rows, self.threads)
             if bad:
-                return DataError(f"{self.store.path}: cannot decode the pictures of rows {sorted(bad)}")
+                more = f" (and {len(bad) - 1} more in this batch)" if len(bad) > 1 else ""
+                return DataError(bad[min(bad)] + more)
         return error
 
     def _abandon(self) -> None:

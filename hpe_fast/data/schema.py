@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from hpe_fast.skeleton import NUM_JOINTS
 
 FORMAT = "hpe_fast pose store"
@@ -29,34 +31,11 @@ class DataError(ValueError):
     """Data that cannot be used; the message names the file and, where there is one, the row."""
 
 
-def jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """``(height, width)`` from the frame header of a JPEG, ``None`` if there is none.
+def row_in_words(path: os.PathLike | str, row: int, name: str) -> str:
+    """File, row and picture, for messages.
 
     Example:
-        >>> jpeg_size(b"not a picture") is None
-        True
+        >>> row_in_words("train.h5", 7, "S1_Walking.54138969_000001.jpg")
+        'train.h5: row 7 (S1_Walking.54138969_000001.jpg)'
     """
-    if data[:2] != b"\xff\xd8":
-        return None
-    position = 2
-    while position + 9 <= len(data) and data[position] == 0xFF:
-        marker = data[position + 1]
-        if marker == 0xFF:  # padding before a marker
-            position += 1
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = data[position + 5 : position + 7], data[position + 7 : position + 9]
-            return int.from_bytes(height, "big"), int.from_bytes(width, "big")
-        else:
-            position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    return None
-
-
-def describe_jpeg(data: bytes) -> str:
-    """Size of a JPEG in words, or that it is none."""
-    size = jpeg_size(data)
-    return "not a JPEG" if size is None else format_size(size)
-
-
-def format_size(size: tuple[int, int]) -> str:
-    """``width x height`` in words."""
-    return f"{size[1]}x{size[0]} pixels"
+    return f"{path}: row {row} ({name})" if name else f"{path}: row {row}"

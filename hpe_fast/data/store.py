@@ -16,43 +16,30 @@ Datasets (N rows, 17 joints in the order of :mod:`hpe_fast.skeleton`):
 ====================  ============  =============================================================================
 
 Attributes: ``format``, ``version``, ``image_size`` (height, width), ``joints``, ``units``, ``coordinates``, and
-whatever the writer was given.
+whatever the writer was given. The file begins with a checksum of all this, see :mod:`hpe_fast.data.seal`: labels that
+were changed in place (with h5py, say) are refused until ``seal(path)`` was called.
 """
 
 from __future__ import annotations
 
 import os
-import tempfile
 import zlib
-from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hpe_fast.data.schema import (
-    COORDINATES,
-    FORMAT,
-    LABELS,
-    TABLES,
-    UNITS,
-    VERSION,
-    DataError,
-    describe_jpeg,
-    format_size,
-    jpeg_size,
-)
-from hpe_fast.files import atomic_path
+from hpe_fast.data.jpeg import decode_picture, describe_jpeg, format_size, jpeg_size
+from hpe_fast.data.schema import FORMAT, LABELS, TABLES, VERSION, DataError, row_in_words
+from hpe_fast.data.seal import check_seal
+from hpe_fast.data.store_writer import PoseStoreWriter
 from hpe_fast.skeleton import JOINTS, NUM_JOINTS
 
 if TYPE_CHECKING:
     import h5py
 
-__all__ = ["DataError", "PoseStore", "PoseStoreWriter", "jpeg_size"]
-
-_ROW = np.dtype([(name, dtype, shape) for name, (dtype, shape) in LABELS.items()] + [("end", "<i8")])
-_COPY_BYTES = 8 << 20
+__all__ = ["DataError", "PoseStore", "PoseStoreWriter"]
 
 
 class PoseStore:
@@ -72,7 +59,7 @@ class PoseStore:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        DataError: if it is no pose store, of another version or joint order, truncated, or inconsistent.
+        DataError: if it is no pose store, of another version or joint order, damaged, truncated, or inconsistent.
 
     Example:
         >>> import numpy as np, tempfile
@@ -100,12 +87,13 @@ class PoseStore:
         if not self.path.is_file():
             raise FileNotFoundError(f"{self.path}: no such file")
         try:
+            check_seal(self.path)
             with h5py.File(self.path, "r") as file:
                 self._read_header(file)
                 self._read_labels(file)
                 self._read_layout(file)
-        except OSError as error:  # h5py's own: not HDF5, truncated, unreadable
-            raise DataError(f"{self.path}: cannot be read as HDF5 ({error})") from error
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be read ({error})") from error
         self._check_labels()
 
     def __len__(self) -> int:
@@ -172,13 +160,12 @@ class PoseStore:
         # pread, not mmap: a file truncated under a mapping kills the process.
         data = os.pread(self._descriptor(), size, self._base + start)
         if len(data) != size:
-            raise DataError(f"{self.path}: row {row}: {len(data)} of {size} bytes left, the file became shorter")
+            raise DataError(f"{self.where(row)}: {len(data)} of {size} bytes left, the file became shorter")
         if zlib.crc32(data) != int(self.crc32[row]):
-            raise DataError(f"{self.path}: row {row}: checksum of the picture differs, the file is damaged")
+            raise DataError(f"{self.where(row)}: checksum of the picture differs, the file is damaged")
         if jpeg_size(data) != self.image_size:
-            raise DataError(
-                f"{self.path}: row {row}: {describe_jpeg(data)}, want a JPEG of {format_size(self.image_size)}"
-            )
+            found = f"{describe_jpeg(data)}, want a JPEG of {format_size(self.image_size)}"
+            raise DataError(f"{self.where(row)}: {found}")
         return data
 
     def image(self, row: int) -> np.ndarray:
@@ -190,11 +177,14 @@ class PoseStore:
         """
         import cv2
 
-        data = np.frombuffer(self.read_jpeg(row), np.uint8)
-        picture = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        picture = decode_picture(self.read_jpeg(row))
         if picture is None or picture.shape[:2] != self.image_size:
-            raise DataError(f"{self.path}: row {row}: cannot be decoded")
+            raise DataError(f"{self.where(row)}: cannot be decoded")
         return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+
+    def where(self, row: int) -> str:
+        """File, row and picture of a row in words, for messages."""
+        return row_in_words(self.path, row, self._names[row].decode(errors="replace"))
 
     def _descriptor(self) -> int:
         if self._handle is None:
@@ -272,157 +262,7 @@ class PoseStore:
     def _check(self, name: str, bad: np.ndarray, what: str) -> None:
         if bad.any():
             row = int(np.flatnonzero(bad.reshape(len(bad), -1).any(axis=1))[0])
-            raise DataError(f"{self.path}: dataset /{name} row {row} {what}")
-
-
-class PoseStoreWriter:
-    """Writes a pose store row by row; use it as a context manager.
-
-    The file takes its name when the block ends without an error, whole and on the disk; an error leaves nothing behind.
-    JPEG bytes pass through an unnamed temporary file in the same folder (so the disk holds them twice for a moment).
-
-    Args:
-        path: the file to write; an existing one is replaced at the end.
-        image_size: ``(height, width)`` of every picture in pixels.
-        attributes: more attributes of the file, such as ``source="..."``.
-
-    Raises:
-        ValueError: from :meth:`append` for a row that does not fit, and at the end if there is no row.
-        OSError: if the disk is full or not writable.
-
-    Example:
-        >>> import numpy as np, tempfile
-        >>> path = tempfile.mkdtemp() + "/poses.h5"
-        >>> with PoseStoreWriter(path, (1000, 1000), source="example") as writer:
-        ...     writer.append(None, np.zeros((17, 2)), np.ones(17), action="Walking", frame=3)
-        >>> PoseStore(path).action
-        ['Walking']
-    """
-
-    def __init__(self, path: str | os.PathLike, image_size: tuple[int, int], **attributes: Any) -> None:
-        height, width = (int(v) for v in image_size)
-        if height <= 0 or width <= 0:
-            raise ValueError(f"image_size must be positive (height, width), got {image_size!r}")
-        self.path = Path(path)
-        self.image_size = (height, width)
-        self._attributes = attributes
-        self._tables: dict[str, dict[str, int]] = {name: {} for name in TABLES}
-        self._names: list[bytes] = []
-        self._end = 0
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def __enter__(self) -> PoseStoreWriter:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._open = ExitStack()
-        self._blob = self._open.enter_context(tempfile.TemporaryFile(dir=self.path.parent))
-        self._rows = self._open.enter_context(tempfile.TemporaryFile(dir=self.path.parent))
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
-        with self._open:
-            if kind is None:
-                self._finish()
-
-    def append(
-        self,
-        jpeg: bytes | None,
-        pose2d: np.ndarray,
-        visible: np.ndarray,
-        pose3d: np.ndarray | None = None,
-        intrinsics: np.ndarray | None = None,
-        subject: str = "",
-        action: str = "",
-        camera: str = "",
-        frame: int = 0,
-        name: str = "",
-    ) -> None:
-        """Add a row.
-
-        Args:
-            jpeg: the picture's JPEG bytes, or ``None`` in a store without pictures.
-            pose2d: [17,2] pixels, index coordinates, finite (a joint that is not known gets any place and visible 0).
-            visible: [17], 0 or 1.
-            pose3d: [17,3] mm in the camera frame; ``None`` or NaN: not known.
-            intrinsics: [4] fx, fy, cx, cy of the picture; ``None`` or NaN: not known.
-            subject, action, camera, frame, name: where the row comes from.
-
-        Raises:
-            ValueError: naming the row and the argument that does not fit.
-        """
-        data = self._checked_jpeg(jpeg)
-        row = np.zeros((), _ROW)
-        row["pose2d"] = self._checked("pose2d", pose2d)
-        row["visible"] = self._checked("visible", visible)
-        row["pose3d"] = np.nan if pose3d is None else self._checked("pose3d", pose3d)
-        row["intrinsics"] = np.nan if intrinsics is None else self._checked("intrinsics", intrinsics)
-        for table, value in zip(TABLES, (subject, action, camera), strict=True):
-            row[table] = self._tables[table].setdefault(str(value), len(self._tables[table]))
-        row["frame"], row["crc32"], row["end"] = frame, zlib.crc32(data), self._end + len(data)
-        self._blob.write(data)
-        self._rows.write(row.tobytes())
-        self._end += len(data)
-        self._names.append(str(name).encode())
-
-    def _checked_jpeg(self, jpeg: bytes | None) -> bytes:
-        if len(self) and (jpeg is None) != (self._end == 0):
-            raise ValueError(f"{self.path}: row {len(self)}: jpeg must be given for every row or for none")
-        if jpeg is not None and jpeg_size(jpeg) != self.image_size:
-            found = f"{describe_jpeg(jpeg)}, want a JPEG of {format_size(self.image_size)}"
-            raise ValueError(f"{self.path}: row {len(self)}: jpeg is {found}")
-        return jpeg or b""
-
-    def _checked(self, name: str, value: np.ndarray) -> np.ndarray:
-        values, shape = np.asarray(value, np.float64), LABELS[name][1]
-        where = f"{self.path}: row {len(self)}: {name}"
-        if values.shape != shape:
-            raise ValueError(f"{where} must have shape {list(shape)}, got {list(values.shape)}")
-        if np.isinf(values).any() or (name in ("pose2d", "visible") and np.isnan(values).any()):
-            raise ValueError(f"{where} must be finite")
-        if name == "visible" and not np.isin(values, (0, 1)).all():
-            raise ValueError(f"{where} must be 0 or 1")
-        if name == "intrinsics" and (values[:2] <= 0).any():
-            raise ValueError(f"{where} must have positive focal lengths, got {values[:2].tolist()}")
-        return values
-
-    def _finish(self) -> None:
-        import h5py
-
-        if not self._names:
-            raise ValueError(f"{self.path}: a pose store needs at least one row")
-        self._rows.seek(0)
-        rows = np.frombuffer(self._rows.read(), _ROW)
-        with atomic_path(self.path) as temporary:
-            try:
-                with h5py.File(temporary, "w") as file:
-                    self._fill(file, rows)
-            except RuntimeError as error:  # what h5py makes of a disk that is full when it closes
-                raise OSError(f"{self.path}: cannot be written ({error})") from error
-
-    def _fill(self, file: h5py.File, rows: np.ndarray) -> None:
-        file.attrs.update(self._attributes)
-        file.attrs.update(format=FORMAT, version=VERSION, image_size=self.image_size, units=UNITS)
-        file.attrs.update(joints=list(JOINTS), coordinates=COORDINATES)
-        for name in LABELS:
-            file.create_dataset(name, data=rows[name])
-        file.create_dataset("offset", data=np.concatenate([[0], rows["end"]]).astype("<i8"))
-        file.create_dataset("name", data=_encoded(self._names))
-        for name, table in self._tables.items():
-            file.create_dataset(f"{name}_names", data=_encoded([value.encode() for value in table]))
-        self._copy_blob(file)
-
-    def _copy_blob(self, file: h5py.File) -> None:
-        target = file.create_dataset("jpeg", shape=(self._end,), dtype="u1")
-        self._blob.seek(0)
-        for start in range(0, self._end, _COPY_BYTES):
-            part = np.frombuffer(self._blob.read(_COPY_BYTES), np.uint8)
-            target[start : start + len(part)] = part
-
-
-def _encoded(names: list[bytes]) -> np.ndarray:
-    width = max(1, *map(len, names)) if names else 1  # HDF5 has no strings of length 0
-    return np.array(names, dtype=f"S{width}")
+            raise DataError(f"{self.where(row)}: dataset /{name} {what}")
 
 
 def _decoded(names: np.ndarray) -> list[str]:

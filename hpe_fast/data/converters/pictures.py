@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from hpe_fast.data.jpeg import decode_picture
+
 
 class BadPicture(ValueError):
     """A picture that cannot be read whole."""
@@ -31,7 +33,7 @@ def crop_picture(path: Path, box: np.ndarray | None, size: int, quality: int) ->
     import cv2
 
     data = _read(path)
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    image = decode_picture(data)
     if image is None:
         raise BadPicture(f"{path}: not a picture that OpenCV can decode")
     height, width = image.shape[:2]

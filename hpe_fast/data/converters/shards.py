@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -26,8 +25,6 @@ from hpe_fast.data.store import PoseStoreWriter
 from hpe_fast.files import atomic_path
 
 SHARD_ROWS = 256
-#: Room for the labels of a row, and for all else in a file.
-_ROW_BYTES, _SPARE_BYTES = 512, 1 << 20
 #: Part of the plan: raise it when the same input gives other bytes.
 _RECIPE = 1
 
@@ -211,7 +208,6 @@ def _read_shards(table: Table, partial: Path, starts: range) -> Iterator[_Shard]
 
 def _assemble(table: Table, partial: Path, starts: range, destination: Path, options: ConvertOptions) -> list[str]:
     bad: list[str] = []
-    _need_space(destination.parent, table, partial)
     with PoseStoreWriter(destination, (options.size, options.size)) as writer:
         for shard in _read_shards(table, partial, starts):
             rows = table.take(range(shard.start, shard.start + len(shard.jpegs)))
@@ -224,14 +220,6 @@ def _assemble(table: Table, partial: Path, starts: range, destination: Path, opt
         if len(bad) == len(table):
             raise DataError(f"{destination}: none of the {len(table)} pictures can be read; the first: {bad[0]}")
     return bad
-
-
-def _need_space(folder: Path, table: Table, partial: Path) -> None:
-    """Raises OSError where the store would not fit: HDF5 can crash the process if the disk fills up under it."""
-    labels = len(table) * (_ROW_BYTES + max(map(len, table.names), default=0))
-    pictures = sum(file.stat().st_size for file in partial.glob("*.npz"))
-    with tempfile.TemporaryFile(dir=folder) as file:
-        os.posix_fallocate(file.fileno(), 0, 2 * (labels + pictures) + _SPARE_BYTES)  # the writer holds rows twice
 
 
 def _whole_frames(frame_sizes: np.ndarray) -> np.ndarray:
