@@ -87,7 +87,7 @@ Point dark_offset(const Values<T>& value, const Peak& p, const BlurKernel& kerne
   const double dxx = 0.25 * (at(0, 2) - 2 * centre + at(0, -2)), dyy = 0.25 * (at(2, 0) - 2 * centre + at(-2, 0));
   const double dxy = 0.25 * (at(1, 1) - at(-1, 1) - at(1, -1) + at(-1, -1));
   const double determinant = dxx * dyy - dxy * dxy;
-  if (determinant == 0) return {0, 0};
+  if (!(fabs(determinant) > 0)) return {0, 0};  // not NaN either
   return {-(dyy * dx - dxy * dy) / determinant, -(dxx * dy - dxy * dx) / determinant};
 }
 
