@@ -78,7 +78,7 @@ class PosePipeline:
         normalization: of its input. ``None``: as its metadata say, else ``IMAGENET``.
         dtype: the detector computes in it (its last layer stays float32). ``None``: bfloat16 where the hardware
             multiplies it, else float32.
-        refine: ``"none"``, ``"quarter"`` or ``"dark"``, see ``ops.decode_heatmaps``. Dark measured a lower error with every
+        refine: ``"none"``, ``"quarter"`` or ``"dark"``, see ``ops.decode_heatmaps``. Dark measured lower errors with every
             codec, and half of quarter's sensitivity to bfloat16.
         padding: how much larger than a box its crop is.
         compile: pass the detector through ``torch.compile``: faster after a first call that takes minutes.

@@ -14,7 +14,8 @@ PresetName = Literal["quick", "paper", "official", "fast"]
 
 #: Network of each name, as ``hpe_fast.models.build_model`` takes it.
 MODELS: dict[str, dict[str, object]] = {
-    "tiny": {"architecture": "hrnet", "width": 16, "modules": [1, 1, 1], "blocks": 2},
+    "tiny": {"architecture": "hrnet", "width": 16, "modules": [1, 1, 1], "blocks": 1},
+    "small": {"architecture": "hrnet", "width": 32, "modules": [1, 1, 1], "blocks": 1},
     "paper": {"architecture": "hrnet", "width": 32, "modules": [1, 1, 1]},
     "w32": {"architecture": "hrnet", "width": 32},
     "w48": {"architecture": "hrnet", "width": 48},
@@ -48,7 +49,7 @@ class OptimizerConfig:
 class DetectorConfig:
     """The first stage: image to heatmaps."""
 
-    model: Literal["tiny", "paper", "w32", "w48", "resnet50"] = "w32"
+    model: Literal["tiny", "small", "paper", "w32", "w48", "resnet50"] = "w32"
     image_size: int = 256
     """Side of the network's input, pixels."""
     codec: Literal["official", "paper", "unbiased"] = "official"
@@ -126,8 +127,8 @@ PRESETS: dict[str, TrainConfig] = {
             model="tiny",
             image_size=128,
             augmentation="mild",
-            batch_size=16,
-            epochs=9,
+            batch_size=32,
+            epochs=18,
             optimizer=OptimizerConfig(learning_rate=4e-3, weight_decay=1e-4),
         ),
         lifter=LifterConfig(
