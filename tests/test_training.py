@@ -227,6 +227,12 @@ def test_a_whole_run_writes_what_it_promises(tmp_path, small_dataset):
         assert all(0 < value < 5000 for value in metrics[key].values())
     for key in ("pck2d_02_torso", "epe2d_px", "hrnet_img_per_s", "lifter_samples_per_s", "data_wait_share", "seconds"):
         assert np.isfinite(metrics[key]), key
+    again = tmp_path / "again.json"
+    from hpe_fast.evaluate import main as evaluate
+
+    assert evaluate(["--data", str(small_dataset / "valid.h5"), "--weights", str(run), "--json", str(again)]) == 0
+    for key, value in json.loads(again.read_text()).items():
+        assert metrics[key] == pytest.approx(value, rel=1e-3), key
 
 
 @pytest.mark.slow
