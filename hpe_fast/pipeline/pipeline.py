@@ -78,8 +78,8 @@ class PosePipeline:
         normalization: of its input. ``None``: as its metadata say, else ``IMAGENET``.
         dtype: the detector computes in it (its last layer stays float32). ``None``: bfloat16 where the hardware
             multiplies it, else float32.
-        refine: ``"none"``, ``"quarter"`` or ``"dark"``, see ``ops.decode_heatmaps``. Dark measured lower errors with every
-            codec, and half of quarter's sensitivity to bfloat16.
+        refine: ``"none"``, ``"quarter"`` or ``"dark"``, see ``ops.decode_heatmaps``. Dark measured lower errors than
+            quarter, and half of its sensitivity to bfloat16.
         padding: how much larger than a box its crop is.
         compile: pass the detector through ``torch.compile``: faster after a first call that takes minutes.
         max_graphs: CUDA graphs kept, one for each batch size; 0: none.
