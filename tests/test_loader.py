@@ -20,7 +20,7 @@ pytest.importorskip("nvidia.dali", reason="NVIDIA DALI exists for Linux only")
 from hpe_fast.data.augment import NO_AUGMENTATION, OFFICIAL_AUGMENTATION, PAPER_AUGMENTATION, draw
 from hpe_fast.data.dali import undecodable
 from hpe_fast.data.loader import Batch, ImageLoader
-from hpe_fast.data.store import DataError, PoseStore
+from hpe_fast.data.store import DataError, PoseStore, PoseStoreWriter
 from hpe_fast.skeleton import FLIP_PERMUTATION
 
 EVERYTHING = replace(
@@ -298,7 +298,9 @@ def broken(make_store: Callable[..., Path]) -> PoseStore:
     jpegs = [picture(i, (64, 64)) for i in range(20)]
     jpegs[9] = jpegs[9][: len(jpegs[9]) // 2]
     jpegs[13] = jpegs[13][: jpegs[13].index(b"\xff\xda")]
-    return PoseStore(make_store(jpegs=jpegs))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PoseStoreWriter, "_checked_jpeg", lambda writer, jpeg, where: jpeg)
+        return PoseStore(make_store(jpegs=jpegs))
 
 
 def take(batches, into: list[Batch]) -> None:
@@ -306,11 +308,16 @@ def take(batches, into: list[Batch]) -> None:
         into.append(batch)
 
 
-def test_a_picture_that_cannot_be_decoded_is_named_at_its_batch(broken: PoseStore):
-    loader = ImageLoader(broken, 4, augmentation=PAPER_AUGMENTATION)
+@pytest.mark.parametrize("seen_by", ["the store", "DALI"])
+def test_a_picture_that_cannot_be_decoded_is_named_at_its_batch(broken: PoseStore, monkeypatch, seen_by: str):
+    if seen_by == "DALI":  # which crashes now and then where one thread refuses a picture and another is at work
+        monkeypatch.setattr("hpe_fast.data.store.jpeg_problem", lambda data, size: None)
+    loader = ImageLoader(broken, 4, augmentation=PAPER_AUGMENTATION, threads=1)
     for _ in range(2):  # the loader can be used again
         got: list[Batch] = []
-        with pytest.raises(DataError, match=r"poses\.h5: row 9 \(Bär_9\.jpg\): cannot be decoded$"):
+        with pytest.raises(
+            DataError, match=r"poses\.h5: row 9 \(Bär_9\.jpg\): (cannot be decoded|a JPEG without an end.*)$"
+        ):
             take(loader.epoch(), got)
         assert [batch.rows.tolist() for batch in got] == [[0, 1, 2, 3], [4, 5, 6, 7]]
     with pytest.raises(DataError, match=r"row 13 \(Bär_13\.jpg\)"):
@@ -344,7 +351,7 @@ def test_leaving_an_epoch_before_a_bad_picture(broken: PoseStore):
 def test_skip_bad_leaves_them_out_and_lists_them(broken: PoseStore):
     loader = ImageLoader(broken, 5, skip_bad=True)
     assert sorted(loader.skipped) == [9, 13]
-    assert "row 13 (Bär_13.jpg): cannot be decoded" in loader.skipped[13]
+    assert "row 13 (Bär_13.jpg): a JPEG without an end" in loader.skipped[13]
     assert len(loader) == 4
     rows = torch.cat([batch.rows for batch in loader.epoch()]).tolist()
     assert rows == [row for row in range(20) if row not in (9, 13)]

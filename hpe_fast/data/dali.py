@@ -122,8 +122,10 @@ def warp(images: DataNode, matrix: DataNode, steps: Steps) -> DataNode:
     )
 
 
-def undecodable(store: PoseStore, rows: np.ndarray, threads: int = 1) -> dict[int, str]:
+def undecodable(store: PoseStore, rows: np.ndarray) -> dict[int, str]:
     """Rows whose picture cannot be read or decoded (on the CPU), each with what is wrong.
+
+    One thread decodes: with more, DALI 2.4 may crash the process where a picture is refused while another is at work.
 
     Example:
         >>> undecodable(None, np.array([], np.int64))
@@ -137,27 +139,27 @@ def undecodable(store: PoseStore, rows: np.ndarray, threads: int = 1) -> dict[in
                 jpegs[row] = store.read_jpeg(row)
             except DataError as error:
                 bad[row] = str(error)
-        for row in _rejected(jpegs, threads):
+        for row in _rejected(jpegs):
             bad[row] = f"{store.where(row)}: cannot be decoded"
     return bad
 
 
-def _rejected(jpegs: dict[int, bytes], threads: int) -> list[int]:
+def _rejected(jpegs: dict[int, bytes]) -> list[int]:
     """Which of these pictures DALI cannot decode, by halving: it does not always say which it was."""
-    if not jpegs or _decodes(list(jpegs.values()), threads):
+    if not jpegs or _decodes(list(jpegs.values())):
         return []
     rows = list(jpegs)
     if len(rows) == 1:
         return rows
     middle = len(rows) // 2
     halves = rows[:middle], rows[middle:]
-    return [row for half in halves for row in _rejected({row: jpegs[row] for row in half}, threads)]
+    return [row for half in halves for row in _rejected({row: jpegs[row] for row in half})]
 
 
-def _decodes(jpegs: list[bytes], threads: int) -> bool:
+def _decodes(jpegs: list[bytes]) -> bool:
     steps = Steps(size=(0, 0))
     batches = iter([([np.frombuffer(jpeg, np.uint8) for jpeg in jpegs],)])
-    pipeline = build_pipeline(lambda info: next(batches), steps, len(jpegs), threads, None)
+    pipeline = build_pipeline(lambda info: next(batches), steps, len(jpegs), 1, None)
     try:
         pipeline.run()
     except RuntimeError:

@@ -77,7 +77,7 @@ class ImageLoader:
             :attr:`Batch.rows`).
         threads: of the CPU, for decoding and warping.
         drop_last: leave out a batch that is not full.
-        skip_bad: decode every picture once now, leave out the bad ones and list them in ``skipped``.
+        skip_bad: decode every picture once now (on one thread), leave out the bad ones, list them in ``skipped``.
 
     Attributes:
         wait_seconds: how long the consumer has waited for batches.
@@ -130,7 +130,7 @@ class ImageLoader:
         self.device = _device(device)
         self.image_size = _output_size(image_size, store.image_size)
         self.wait_seconds = 0.0
-        self.skipped = undecodable(store, np.arange(len(store)), threads) if skip_bad else {}
+        self.skipped = undecodable(store, np.arange(len(store))) if skip_bad else {}
         self._rows = np.setdiff1d(np.arange(len(store)), list(self.skipped))
         if len(self) == 0:
             few = f"{len(self._rows)} usable rows for {world} ranks"
@@ -196,7 +196,7 @@ class ImageLoader:
 
     def _explained(self, error: RuntimeError, feed: _Feed) -> Exception:
         for pending in feed.pending:
-            bad = undecodable(self.store, pending.rows, self.threads)
+            bad = undecodable(self.store, pending.rows)
             if bad:
                 more = f" (and {len(bad) - 1} more in this batch)" if len(bad) > 1 else ""
                 return DataError(bad[min(bad)] + more)

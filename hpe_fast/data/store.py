@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hpe_fast.data.jpeg import decode_picture, describe_jpeg, format_size, jpeg_size
+from hpe_fast.data.jpeg import decode_picture, jpeg_problem
 from hpe_fast.data.schema import FORMAT, LABELS, TABLES, VERSION, DataError, row_in_words
 from hpe_fast.data.seal import check_seal
 from hpe_fast.data.store_writer import PoseStoreWriter
@@ -95,6 +95,7 @@ class PoseStore:
         except OSError as error:
             raise DataError(f"{self.path}: cannot be read ({error})") from error
         self._check_labels()
+        self._whole = np.zeros(len(self), bool)
 
     def __len__(self) -> int:
         return len(self.pose2d)
@@ -152,7 +153,8 @@ class PoseStore:
 
         Raises:
             IndexError: if there is no such row.
-            DataError: if the file became shorter, the checksum differs, or this is no JPEG of ``image_size``.
+            DataError: if the file became shorter, the checksum differs, or this is no whole JPEG of ``image_size``
+                (see :func:`hpe_fast.data.jpeg.jpeg_problem`).
         """
         if not 0 <= row < len(self):
             raise IndexError(f"row must be in [0, {len(self)}), got {row}")
@@ -163,9 +165,11 @@ class PoseStore:
             raise DataError(f"{self.where(row)}: {len(data)} of {size} bytes left, the file became shorter")
         if zlib.crc32(data) != int(self.crc32[row]):
             raise DataError(f"{self.where(row)}: checksum of the picture differs, the file is damaged")
-        if jpeg_size(data) != self.image_size:
-            found = f"{describe_jpeg(data)}, want a JPEG of {format_size(self.image_size)}"
-            raise DataError(f"{self.where(row)}: {found}")
+        if not self._whole[row]:  # found once, it stays so: the checksum is compared every time
+            problem = jpeg_problem(data, self.image_size)
+            if problem:
+                raise DataError(f"{self.where(row)}: {problem}")
+            self._whole[row] = True
         return data
 
     def image(self, row: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hpe_fast.data.jpeg import describe_jpeg, format_size, jpeg_size
+from hpe_fast.data.jpeg import jpeg_problem
 from hpe_fast.data.schema import COORDINATES, FORMAT, LABELS, TABLES, UNITS, VERSION, row_in_words
 from hpe_fast.data.seal import SEAL_BYTES, seal
 from hpe_fast.files import atomic_path
@@ -124,9 +124,9 @@ class PoseStoreWriter:
     def _checked_jpeg(self, jpeg: bytes | None, where: str) -> bytes:
         if len(self) and (jpeg is None) != (self._end == 0):
             raise ValueError(f"{where}: jpeg must be given for every row or for none")
-        if jpeg is not None and jpeg_size(jpeg) != self.image_size:
-            found = f"{describe_jpeg(jpeg)}, want a JPEG of {format_size(self.image_size)}"
-            raise ValueError(f"{where}: jpeg is {found}")
+        problem = None if jpeg is None else jpeg_problem(jpeg, self.image_size)
+        if problem:
+            raise ValueError(f"{where}: jpeg is {problem}")
         return jpeg or b""
 
     def _finish(self) -> None:

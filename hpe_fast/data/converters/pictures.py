@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hpe_fast.data.jpeg import decode_picture
+from hpe_fast.data.jpeg import decode_picture, jpeg_problem
 
 
 class BadPicture(ValueError):
@@ -40,7 +40,7 @@ def crop_picture(path: Path, box: np.ndarray | None, size: int, quality: int) ->
     if box is None:
         if height != width:
             raise BadPicture(f"{path}: a square crop is wanted, the picture is {width} x {height}")
-        if height == size and _is_plain_jpeg(data):
+        if height == size and _can_be_kept(data, size):
             return Crop(data, (height, width))
         box = np.array([0, 0, height])
     square = _resize(_cut(image, *(int(v) for v in box)), size)
@@ -58,9 +58,9 @@ def _read(path: Path) -> bytes:
     return data
 
 
-def _is_plain_jpeg(data: bytes) -> bool:
+def _can_be_kept(data: bytes, size: int) -> bool:
     # An Exif block may ask for a rotation, which decoders treat differently.
-    return data[:2] == b"\xff\xd8" and b"Exif" not in data[:4096]
+    return jpeg_problem(data, (size, size)) is None and b"Exif" not in data[:4096]
 
 
 def _cut(image: np.ndarray, left: int, top: int, side: int) -> np.ndarray:
