@@ -16,6 +16,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
 from conftest import labels, picture
 
 from hpe_fast.data.converters.pictures import BadPicture, crop_picture
@@ -123,14 +124,23 @@ def read_sources(folder: Path, count: int) -> Iterator[tuple[int, Callable[[], s
         yield row, lambda row=row: crop(row)
 
 
-def load(folder: Path, count: int) -> Iterator[tuple[int, Callable[[], str]]]:
+def load(folder: Path, count: int, device: str = "cpu") -> Iterator[tuple[int, Callable[[], str]]]:
     """The loader on both kinds of damaged pictures, first told to skip what is bad, then not."""
     from hpe_fast.data.loader import ImageLoader
 
     for number, name in enumerate(("damaged.h5", "careless.h5")):
         store = PoseStore(folder / name)
-        yield 2 * number, lambda store=store: skip(ImageLoader(store, 32, skip_bad=True), store)
-        yield 2 * number + 1, lambda store=store: judge(lambda: list(ImageLoader(store, 32).epoch()), None, "(m")
+        yield 2 * number, lambda store=store: skip(ImageLoader(store, 32, device=device, skip_bad=True), store)
+        yield 2 * number + 1, lambda store=store: judge(lambda: use(ImageLoader(store, 32, device=device)), None, "(m")
+
+
+def load_on_gpu(folder: Path, count: int) -> Iterator[tuple[int, Callable[[], str]]]:
+    """The same on a GPU."""
+    return load(folder, count, "cuda")
+
+
+def use(loader) -> list[int]:
+    return [int(batch.images.sum()) for batch in loader.epoch()]
 
 
 def skip(loader, store: PoseStore) -> str:
@@ -227,11 +237,15 @@ def test_pictures_damaged_before_there_was_a_checksum(folder: Path, kind: str, c
     assert found["refused"] > 0.3 * count
 
 
+GPU = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
 @pytest.mark.parametrize(("count", "seconds"), [FEW, MANY])
-def test_loader_of_damaged_pictures(folder: Path, count: int, seconds: float):
+@pytest.mark.parametrize("kind", ["load", pytest.param("load_on_gpu", marks=GPU)])
+def test_loader_of_damaged_pictures(folder: Path, kind: str, count: int, seconds: float):
     pytest.importorskip("nvidia.dali", reason="NVIDIA DALI exists for Linux only")
     write_damaged(folder, count)
-    assert verdicts("load", folder, count, seconds) == {"same": 2, "refused": 2}
+    assert verdicts(kind, folder, count, seconds) == {"same": 2, "refused": 2}
 
 
 def test_the_judge_sees_silent_garbage(folder: Path):

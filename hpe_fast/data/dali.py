@@ -70,7 +70,7 @@ def build_pipeline(
             dtype=[types.UINT8] + [types.FLOAT] * (count - 1),
             ndim=[1] + [2] * steps.warp + [2, 2, 1] * steps.erase,
         )
-        pipeline.set_outputs(_images(list(inputs), steps, "cpu" if device_id is None else "mixed"))
+        pipeline.set_outputs(_images(*inputs, steps=steps, decoder="cpu" if device_id is None else "mixed"))
     pipeline.build()
     return pipeline
 
@@ -87,39 +87,40 @@ def pipeline_inputs(steps: Steps, jpegs: list[bytes], drawn: Draw) -> tuple:
     return tuple(inputs)
 
 
-def _images(inputs: list[DataNode], steps: Steps, decoder: str) -> DataNode:
+def _images(jpegs: DataNode, *inputs: DataNode, steps: Steps, decoder: str) -> DataNode:
     from nvidia.dali import fn, types
 
     # Fancy upsampling: the GPU's chroma as libjpeg has it. Orientation: labels belong to the stored pixels.
     # Hardware decoder: a sample's place in the batch would decide whether it goes there, and so its bits.
     images = fn.decoders.image(
-        inputs.pop(0),
+        jpegs,
         device=decoder,
         output_type=types.RGB,
         jpeg_fancy_upsampling=True,
         adjust_orientation=False,
         hw_decoder_load=0.0,
     )
+    return change_pixels(images, inputs, steps)
+
+
+def change_pixels(images: DataNode, inputs: Sequence[DataNode], steps: Steps) -> DataNode:
+    """Move and occlude the pixels of pictures; ``inputs`` are those of :func:`pipeline_inputs` after the first."""
+    from nvidia.dali import fn, types
+
+    inputs = list(inputs)
     if steps.warp:
-        images = warp(images, inputs.pop(0), steps)
+        images = fn.warp_affine(
+            images,
+            matrix=inputs.pop(0),
+            inverse_map=False,  # input to output; DALI's documentation of this argument has it the wrong way round
+            size=list(steps.size),
+            fill_value=steps.fill,
+            interp_type=types.INTERP_NN if steps.nearest else types.INTERP_LINEAR,
+        )
     if steps.erase:
         start, shape, color = inputs
         images = fn.erase(images, anchor=start, shape=shape, axis_names="WH", fill_value=color)
     return images
-
-
-def warp(images: DataNode, matrix: DataNode, steps: Steps) -> DataNode:
-    """Move pixels by maps from input to output in corner coordinates."""
-    from nvidia.dali import fn, types
-
-    return fn.warp_affine(
-        images,
-        matrix=matrix,
-        inverse_map=False,  # input to output; DALI's documentation of this argument has it the wrong way round
-        size=list(steps.size),
-        fill_value=steps.fill,
-        interp_type=types.INTERP_NN if steps.nearest else types.INTERP_LINEAR,
-    )
 
 
 def undecodable(store: PoseStore, rows: np.ndarray) -> dict[int, str]:
