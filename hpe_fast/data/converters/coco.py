@@ -94,19 +94,20 @@ def _table(file: Path, people: list[dict[str, Any]], names: dict[int, str], fold
     x, y, width, height = np.array([p["bbox"] for p in people], np.float64).reshape(-1, 4).T
     centres = np.stack([x + width / 2, y + height / 2], axis=1) - 0.5
     files = [names[person["image_id"]] for person in people]
+    row_names = [f"{name}#{person['id']}" for name, person in zip(files, people, strict=True)]
     rows = len(people)
     return Table(
         pose2d=pose2d[kept],
         visible=visible[kept],
         pose3d=unknown(rows, NUM_JOINTS, 3),
         intrinsics=unknown(rows, 4),
-        boxes=whole_boxes(centres, np.maximum(width, height) * padding),
+        boxes=whole_boxes(centres, np.maximum(width, height) * padding, row_names, file),
         images=[folder / name for name in files],
         subjects=["coco"] * rows,
         actions=["person"] * rows,
         cameras=[""] * rows,
         frames=np.array([person["id"] for person in people], dtype=np.int64),
-        names=[f"{name}#{person['id']}" for name, person in zip(files, people, strict=True)],
+        names=row_names,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +12,13 @@ from hpe_fast.data.converters.table import (
     need_equal_rows,
     need_joints,
     need_millimetres,
+    open_annotation,
+    parse_name,
     split_by_subject,
 )
 from hpe_fast.data.schema import DataError
 from hpe_fast.skeleton import NUM_JOINTS
 
-_NAME = re.compile(r"(S\d+)_(.+)\.([^._]+)_(\d+)\.\w+")
 #: A pinhole that misses a joint by more than this many pixels is not the camera that took the picture.
 _FIT_TOLERANCE = 0.5
 
@@ -45,10 +45,8 @@ def read(path: Path, padding: float = 1.25) -> dict[str, Table]:
 
 
 def _read_annotation(path: Path, name: str) -> Table:
-    import h5py
-
     annotation = path / "annot" / f"{name}.h5"
-    with h5py.File(annotation, "r") as file:
+    with open_annotation(annotation) as file:
         data = {key: file[key][:] for key in ("pose2d", "pose3d", "intrinsics", "visibility") if key in file}
     if not {"pose2d", "pose3d"} <= set(data):
         raise DataError(f"{annotation}: datasets pose2d and pose3d are wanted, there is {sorted(data)}")
@@ -59,7 +57,7 @@ def _read_annotation(path: Path, name: str) -> Table:
         {"pose2d": len(pose2d), f"{name}_images.txt": len(names)} | {k: len(data[k]) for k in data}, annotation
     )
     need_millimetres(pose3d, annotation)
-    parts = [_parse(image, row, annotation) for row, image in enumerate(names)]
+    parts = [parse_name(image, row, annotation) for row, image in enumerate(names)]
     visible = data["visibility"].astype(bool) if "visibility" in data else all_joints(len(names))
     intrinsics = data["intrinsics"].astype(np.float64) if "intrinsics" in data else fit_intrinsics(pose2d, pose3d)
     return Table(
@@ -72,16 +70,9 @@ def _read_annotation(path: Path, name: str) -> Table:
         subjects=[part[0] for part in parts],
         actions=[part[1] for part in parts],
         cameras=[part[2] for part in parts],
-        frames=np.array([int(part[3]) for part in parts], dtype=np.int64),
+        frames=np.array([part[3] for part in parts], dtype=np.int64),
         names=names,
     )
-
-
-def _parse(image: str, row: int, annotation: Path) -> tuple[str, ...]:
-    match = _NAME.fullmatch(image)
-    if match is None:
-        raise DataError(f"{annotation}: row {row}: {image!r} is not like S6_Directions.54138969_002621.jpg")
-    return match.groups()
 
 
 def fit_intrinsics(pose2d: np.ndarray, pose3d: np.ndarray) -> np.ndarray:

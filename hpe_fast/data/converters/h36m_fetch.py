@@ -15,6 +15,7 @@ from hpe_fast.data.converters.table import (
     need_equal_rows,
     need_joints,
     need_millimetres,
+    open_annotation,
     split_by_subject,
     square_boxes,
 )
@@ -55,7 +56,7 @@ def _read_recording(file: Path, padding: float) -> Table:
         visible=known,
         pose3d=pose3d,
         intrinsics=intrinsics,
-        boxes=square_boxes(pose2d, known, padding),
+        boxes=square_boxes(pose2d, known, padding, names, file),
         images=[folder / "imageSequence" / name for name in names],
         subjects=[subject] * len(frames),
         actions=[re.sub(r"[-_ ]\d+$", "", recording)] * len(frames),
@@ -66,10 +67,8 @@ def _read_recording(file: Path, padding: float) -> Table:
 
 
 def _read_annotation(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str], np.ndarray]:
-    import h5py
-
     wanted = ("pose/2d", "pose/3d", "frame", "camera")
-    with h5py.File(file, "r") as annotation:
+    with open_annotation(file) as annotation:
         missing = [key for key in (*wanted, "intrinsics") if key not in annotation]
         if missing:
             raise DataError(f"{file}: {missing} are missing (the first h36m-fetch wrote no pose/3d: fetch again)")

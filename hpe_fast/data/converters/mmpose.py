@@ -8,12 +8,18 @@ from pathlib import Path
 import numpy as np
 
 from hpe_fast.data.converters.cameras import Cameras, load_cameras
-from hpe_fast.data.converters.table import Table, need_equal_rows, need_joints, need_millimetres, whole_boxes
+from hpe_fast.data.converters.table import (
+    Table,
+    need_equal_rows,
+    need_joints,
+    need_millimetres,
+    parse_name,
+    whole_boxes,
+)
 from hpe_fast.data.converters.unpickle import load_npz
 from hpe_fast.data.schema import DataError
 from hpe_fast.skeleton import NUM_JOINTS
 
-_NAME = re.compile(r"(S\d+)_(.+)\.([^._]+)_(\d+)\.\w+")
 #: Unit of ``scale``, and how much of its square mmpose leaves around the joints.
 _SCALE_UNIT, _SCALE_PADDING = 200.0, 1.2
 
@@ -56,7 +62,7 @@ def _read_annotation(file: Path, images: Path, cameras: Cameras, padding: float)
     pose3d = need_joints(data["S"], NUM_JOINTS, 4, f"{file}: S")[..., :3] * 1000
     need_millimetres(pose3d, f"{file}: S, from metres")
     names = [str(name) for name in data["imgname"]]
-    parts = [_parse(name, row, file) for row, name in enumerate(names)]
+    parts = [parse_name(name, row, file) for row, name in enumerate(names)]
     unknown = {(subject, camera) for subject, _, camera, _ in parts} - set(cameras)
     if unknown:
         raise DataError(f"{file}: cameras.pkl has no {sorted(unknown)}")
@@ -66,18 +72,11 @@ def _read_annotation(file: Path, images: Path, cameras: Cameras, padding: float)
         visible=part[..., 2] > 0,
         pose3d=pose3d,
         intrinsics=np.array([cameras[p[0], p[2]].intrinsics for p in parts]).reshape(-1, 4),
-        boxes=whole_boxes(data["center"].astype(np.float64), sides),
+        boxes=whole_boxes(data["center"].astype(np.float64), sides, names, file),
         images=[images / name for name in names],
         subjects=[p[0] for p in parts],
         actions=[re.sub(r"_\d+$", "", p[1]) for p in parts],
         cameras=[p[2] for p in parts],
-        frames=np.array([int(p[3]) for p in parts], dtype=np.int64),
+        frames=np.array([p[3] for p in parts], dtype=np.int64),
         names=names,
     )
-
-
-def _parse(name: str, row: int, file: Path) -> tuple[str, ...]:
-    match = _NAME.fullmatch(Path(name).name)
-    if match is None:
-        raise DataError(f"{file}: row {row}: {name!r} is not like S1_Directions_1.54138969_000001.jpg")
-    return match.groups()

@@ -11,6 +11,8 @@ import hashlib
 import json
 import os
 import shutil
+import zipfile
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -200,10 +202,17 @@ def _read_shards(table: Table, partial: Path, starts: range) -> Iterator[_Shard]
         if table.images is None:
             yield _Shard(start, [None] * rows, None, [])
             continue
-        with np.load(_shard_path(partial, start), allow_pickle=False) as shard:
+        yield _read_shard(_shard_path(partial, start), start)
+
+
+def _read_shard(file: Path, start: int) -> _Shard:
+    try:
+        with np.load(file, allow_pickle=False) as shard:
             blob, ends = shard["blob"].tobytes(), np.cumsum(shard["lengths"])
             jpegs = [blob[end - length : end] for end, length in zip(ends, shard["lengths"], strict=True)]
-            yield _Shard(start, jpegs, shard["sizes"], shard["problems"].tolist())
+            return _Shard(start, jpegs, shard["sizes"], shard["problems"].tolist())
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError) as error:
+        raise DataError(f"{file}: damaged ({error}); remove it and run again") from error
 
 
 def _assemble(table: Table, partial: Path, starts: range, destination: Path, options: ConvertOptions) -> list[str]:

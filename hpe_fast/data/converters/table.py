@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hpe_fast.data.schema import DataError
+from hpe_fast.data.schema import DataError, row_in_words
 from hpe_fast.skeleton import JOINTS, NUM_JOINTS, ROOT
+
+if TYPE_CHECKING:
+    import h5py
 
 #: The standard protocol of Human3.6M trains on S1, S5, S6, S7 and S8 and tests on these two.
 TEST_SUBJECTS = ("S9", "S11")
 #: Thigh of a grown person in millimetres, generously.
 _THIGH_RANGE = (200.0, 800.0)
 _LARGEST_SIDE = 20_000
+_NAME = re.compile(r"(S\d+)_(.+)\.([^._]+)_(\d+)\.\w+")
 
 
 @dataclass
@@ -143,13 +149,16 @@ def _spread(rows: list[int]) -> list[int]:
     return [rows[i] for i in order]
 
 
-def square_boxes(pose2d: np.ndarray, known: np.ndarray, padding: float) -> np.ndarray:
+def square_boxes(
+    pose2d: np.ndarray, known: np.ndarray, padding: float, names: Sequence[str], where: Path | str
+) -> np.ndarray:
     """Squares about the persons: the tight box of the known joints, its longer side times ``padding``.
 
     Args:
         pose2d: ``[N, 17, 2]`` px, index coordinates.
         known: ``[N, 17]`` bool.
         padding: side of the square over the longer side of the tight box.
+        names, where: the rows' pictures and the file of their labels, for messages.
 
     Returns:
         ``[N, 3]`` int64: left, top, side.
@@ -157,22 +166,23 @@ def square_boxes(pose2d: np.ndarray, known: np.ndarray, padding: float) -> np.nd
     hidden = ~known[..., None]
     low = np.where(hidden, np.inf, pose2d).min(axis=1)
     high = np.where(hidden, -np.inf, pose2d).max(axis=1)
-    return whole_boxes((low + high) / 2, (high - low).max(axis=1) * padding)
+    return whole_boxes((low + high) / 2, (high - low).max(axis=1) * padding, names, where)
 
 
-def whole_boxes(centres: np.ndarray, sides: np.ndarray) -> np.ndarray:
+def whole_boxes(centres: np.ndarray, sides: np.ndarray, names: Sequence[str], where: Path | str) -> np.ndarray:
     """Squares of whole pixels from centres (``[N, 2]``, index coordinates) and sides (``[N]`` px).
 
     Whole pixels let the crop be a slice, and the labels follow it without a rounding of their own.
 
     Raises:
-        DataError: for a square that is not finite, or larger than any picture.
+        DataError: for a square that is not finite, or larger than any picture; it names ``where``, row and picture.
     """
     good = np.isfinite(centres).all(axis=1) & np.isfinite(sides) & (sides < _LARGEST_SIDE)
     good &= np.abs(centres).max(axis=1, initial=0) < _LARGEST_SIDE
     if not good.all():
         row = int(np.flatnonzero(~good)[0])
-        raise DataError(f"row {row}: the person's box has centre {centres[row]} and side {sides[row]} px")
+        box = f"centre {centres[row]} and side {sides[row]} px"
+        raise DataError(f"{row_in_words(where, row, names[row])}: the person's box has {box}")
     side = np.maximum(np.ceil(sides), 8)
     corner = np.round(centres + 0.5 - side[:, None] / 2)
     return np.column_stack([corner, side]).astype(np.int64)
@@ -202,6 +212,41 @@ def crop_labels(table: Table, boxes: np.ndarray, frame_sizes: np.ndarray | None,
 
 def _inside(points: np.ndarray, width_height: np.ndarray) -> np.ndarray:
     return ((points >= -0.5) & (points <= width_height - 0.5)).all(axis=-1)
+
+
+def parse_name(name: str, row: int, where: Path | str) -> tuple[str, str, str, int]:
+    """Subject, action, camera and frame of a picture that is named as the paper's and mmpose's are.
+
+    Raises:
+        DataError: for another kind of name.
+
+    Example:
+        >>> parse_name("S1/S1_Walking_1.54138969_000026.jpg", 0, "labels.npz")
+        ('S1', 'Walking_1', '54138969', 26)
+    """
+    match = _NAME.fullmatch(Path(name).name)
+    if match is None:
+        raise DataError(f"{where}: row {row}: {name!r} is not like S1_Directions_1.54138969_000001.jpg")
+    subject, action, camera, frame = match.groups()
+    return subject, action, camera, int(frame)
+
+
+@contextmanager
+def open_annotation(path: Path) -> Iterator[h5py.File]:
+    """A source's HDF5 file, to be read.
+
+    Raises:
+        DataError: if HDF5 cannot read it, or not what is in it; it names the file.
+    """
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except DataError:
+        raise
+    except (OSError, RuntimeError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise DataError(f"{path}: damaged, or not HDF5 as it should be ({error})") from error
 
 
 def need_joints(array: np.ndarray, joints: int, dims: int, where: str) -> np.ndarray:

@@ -123,16 +123,17 @@ def _view(
     rows = len(pose2d)
     frames = np.arange(rows, dtype=np.int64) * step + 1
     known = all_joints(rows)
+    names = [f"{subject}/{recording}.{name}/{frame:06d}" for frame in frames]
     return Table(
         pose2d=pose2d,
         visible=known,
         pose3d=pose3d[:rows],
         intrinsics=np.tile(camera.intrinsics, (rows, 1)),
-        boxes=square_boxes(pose2d, known, padding),
+        boxes=square_boxes(pose2d, known, padding, names, _POSES),
         images=None,
         subjects=[subject] * rows,
         actions=[re.sub(r" \d+$", "", recording)] * rows,
         cameras=[name] * rows,
         frames=frames,
-        names=[f"{subject}/{recording}.{name}/{frame:06d}" for frame in frames],
+        names=names,
     )
