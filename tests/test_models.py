@@ -160,7 +160,7 @@ class TestHRNet:
 
     def test_tiny_is_an_hrnet_of_few_parameters(self):
         model = on_meta(hrnet_tiny)
-        assert parameters(model) < 3e6
+        assert parameters(model) < 4e6
         official = set(on_meta(hrnet_w32).state_dict())
         assert set(model.state_dict()) < official
 

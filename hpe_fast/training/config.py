@@ -14,8 +14,7 @@ PresetName = Literal["quick", "paper", "official", "fast"]
 
 #: Network of each name, as ``hpe_fast.models.build_model`` takes it.
 MODELS: dict[str, dict[str, object]] = {
-    "tiny": {"architecture": "hrnet", "width": 16, "modules": [1, 1, 1], "blocks": 1},
-    "small": {"architecture": "hrnet", "width": 32, "modules": [1, 1, 1], "blocks": 1},
+    "tiny": {"architecture": "hrnet", "width": 32, "modules": [1, 1, 1], "blocks": 1},
     "paper": {"architecture": "hrnet", "width": 32, "modules": [1, 1, 1]},
     "w32": {"architecture": "hrnet", "width": 32},
     "w48": {"architecture": "hrnet", "width": 48},
@@ -49,7 +48,7 @@ class OptimizerConfig:
 class DetectorConfig:
     """The first stage: image to heatmaps."""
 
-    model: Literal["tiny", "small", "paper", "w32", "w48", "resnet50"] = "w32"
+    model: Literal["tiny", "paper", "w32", "w48", "resnet50"] = "w32"
     image_size: int = 256
     """Side of the network's input, pixels."""
     codec: Literal["official", "paper", "unbiased"] = "official"
@@ -128,8 +127,8 @@ PRESETS: dict[str, TrainConfig] = {
             image_size=128,
             augmentation="mild",
             batch_size=32,
-            epochs=18,
-            optimizer=OptimizerConfig(learning_rate=4e-3, weight_decay=1e-4),
+            epochs=12,
+            optimizer=OptimizerConfig(learning_rate=4e-3, weight_decay=1e-4, warmup=0.05),
         ),
         lifter=LifterConfig(
             width=512,
