@@ -90,6 +90,35 @@ def test_pieces_of_another_conversion_are_not_used(source, tmp_path):
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
+def test_a_damaged_piece_is_named(source, tmp_path):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after(patch, 7, KeyboardInterrupt())
+        to_store(source, tmp_path / "out", ConvertOptions(size=48, workers=1))
+    piece = tmp_path / "out" / "train.h5.partial" / "00001.npz"
+    piece.write_bytes(piece.read_bytes()[:-100])
+    with pytest.raises(DataError, match=r"00001\.npz: damaged .*remove it and run again"):
+        to_store(source, tmp_path / "out")
+    assert contents(tmp_path / "out") == {}
+    piece.unlink()
+    to_store(source, tmp_path / "out")
+    to_store(source, tmp_path / "whole")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_an_empty_or_half_damaged_picture_of_a_source(source, tmp_path):
+    file = spoil(source, "no picture")
+    file.write_bytes(b"")
+    with pytest.raises(DataError, match=rf"row 4 \({file.name}\): .*not a picture"):
+        to_store(source, tmp_path / "out")
+    jpeg = cv2.imencode(".jpg", trees.scene(48, 48))[1].tobytes()
+    place = jpeg.index(b"\xff\xda") + 200
+    jpeg = jpeg[:place] + b"\xff\xa3" + jpeg[place + 2 :]
+    file.write_bytes(jpeg)  # OpenCV decodes it all the same; DALI would not be given it
+    train = PoseStore(to_store(source, tmp_path / "out")["train"])
+    assert train.read_jpeg(4) != jpeg
+    assert find_problems(train) == []
+
+
 KILLED = """
     import sys, time
     from hpe_fast.data.converters import ConvertOptions, convert, shards

@@ -11,14 +11,17 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
+import dataset_trees
 import h5py
 import numpy as np
 import pytest
 import torch
 from conftest import labels, picture
 
+from hpe_fast.data.converters.conversion import LAYOUTS
 from hpe_fast.data.converters.pictures import BadPicture, crop_picture
 from hpe_fast.data.schema import LABELS, TABLES
 from hpe_fast.data.seal import SEAL_BYTES, seal
@@ -246,6 +249,26 @@ def test_loader_of_damaged_pictures(folder: Path, kind: str, count: int, seconds
     pytest.importorskip("nvidia.dali", reason="NVIDIA DALI exists for Linux only")
     write_damaged(folder, count)
     assert verdicts(kind, folder, count, seconds) == {"same": 2, "refused": 2}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_damaged_labels_of_a_source(tmp_path: Path, layout: str):
+    """HDF5 files are only cut off here: what HDF5 itself makes of damaged metadata may be anything."""
+    getattr(dataset_trees, layout.replace("-", "_"))(tmp_path / "source")
+    if layout == "videopose3d":
+        dataset_trees.write_mmpose_cameras(tmp_path / "source" / "cameras.pkl")
+    found: Counter[str] = Counter()
+    for file in sorted(file for pattern in LAYOUTS[layout].annotations for file in (tmp_path / "source").glob(pattern)):
+        good = file.read_bytes()
+        for seed in range(20):
+            rng, changed = random.Random(seed), bytearray(good)
+            damage = cut if file.suffix == ".h5" else rng.choice([flip_bits, cut, zero])
+            damage(changed, partial(rng.randrange, len(good)), rng)
+            file.write_bytes(changed)
+            found[judge(lambda: LAYOUTS[layout].read(tmp_path / "source") and None, None, ".")] += 1
+        file.write_bytes(good)
+    assert set(found) <= {"same", "refused"}
+    assert found["refused"] >= 10
 
 
 def test_the_judge_sees_silent_garbage(folder: Path):

@@ -29,6 +29,13 @@ PLAIN = {
 }
 
 
+@pytest.mark.parametrize("operation", [b"r\xff\xff\xff\xff", b"p4000000000\n"])
+def test_a_number_that_would_fill_the_memory(tmp_path, operation):
+    (tmp_path / "a.pkl").write_bytes(b"]" + operation + b".")
+    with pytest.raises(DataError, match="numbers an object 4"):
+        load_pickle(tmp_path / "a.pkl")
+
+
 def same(a, b):
     if isinstance(b, dict):
         return a.keys() == b.keys() and all(same(a[key], b[key]) for key in b)

@@ -52,7 +52,7 @@ def _read_annotation(path: Path, name: str) -> Table:
         raise DataError(f"{annotation}: datasets pose2d and pose3d are wanted, there is {sorted(data)}")
     pose2d = need_joints(data["pose2d"], NUM_JOINTS, 2, f"{annotation}: pose2d")
     pose3d = need_joints(data["pose3d"], NUM_JOINTS, 3, f"{annotation}: pose3d")
-    names = (path / "annot" / f"{name}_images.txt").read_text().split()
+    names = _read_names(path / "annot" / f"{name}_images.txt")
     need_equal_rows(
         {"pose2d": len(pose2d), f"{name}_images.txt": len(names)} | {k: len(data[k]) for k in data}, annotation
     )
@@ -73,6 +73,13 @@ def _read_annotation(path: Path, name: str) -> Table:
         frames=np.array([part[3] for part in parts], dtype=np.int64),
         names=names,
     )
+
+
+def _read_names(file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding="utf-8").split()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: not text ({error})") from error
 
 
 def fit_intrinsics(pose2d: np.ndarray, pose3d: np.ndarray) -> np.ndarray:

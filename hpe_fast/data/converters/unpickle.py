@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import pickle
+import pickletools
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -55,7 +58,7 @@ def load_npz(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
             if missing:
                 raise DataError(f"{path}: {sorted(missing)} are missing, there is {archive.namelist()}")
             return {key: _load_npy(archive.read(f"{key}.npy"), f"{path}: {key}") for key in keys}
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise DataError(f"{path}: not a whole npz file ({error})") from error
 
 
@@ -75,12 +78,24 @@ def _load_npy(data: bytes, where: str) -> Any:
 
 def _load(file: BinaryIO, where: str) -> Any:
     try:
+        _check_memo(file)
         return _Unpickler(file, encoding="latin1").load()
     except pickle.UnpicklingError as error:
         raise DataError(f"{where}: refused: {error}") from error
     except Exception as error:
         # A damaged pickle may raise anything from the unpickler; nothing of ours is called with it.
         raise DataError(f"{where}: damaged pickle ({type(error).__name__}: {error})") from error
+
+
+def _check_memo(file: BinaryIO) -> None:
+    """Python makes room for the largest number that a pickle gives to an object, which may be 4 billion: too much."""
+    start = file.tell()
+    length = file.seek(0, os.SEEK_END) - start
+    file.seek(start)
+    for operation, number, _ in pickletools.genops(file):
+        if operation.name in ("PUT", "LONG_BINPUT") and number > length:
+            raise pickle.UnpicklingError(f"the pickle numbers an object {number}, and has {length} bytes")
+    file.seek(start)
 
 
 class _Unpickler(pickle.Unpickler):

@@ -118,7 +118,7 @@ def _view(
 ) -> Table:
     """One camera's rows; detectors sometimes ran a few frames longer than the motion capture, which are dropped."""
     pose3d = camera.from_world(world)
-    need_millimetres(pose3d, f"{subject}/{recording}, camera {name}, from metres")
+    need_millimetres(pose3d, f"{_POSES}: {subject}/{recording}, camera {name}, from metres")
     pose2d = camera.project(pose3d) if detected is None else detected[: len(world)]
     rows = len(pose2d)
     frames = np.arange(rows, dtype=np.int64) * step + 1
