@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -287,3 +288,26 @@ def test_killed_at_any_moment_and_resumed_the_weights_are_the_same(tmp_path, sma
     assert run(broken, "--resume").wait() == 0
     for name in ("hrnet.safetensors", "lifter.safetensors"):
         assert_same(load_file(broken / name), load_file(tmp_path / "whole" / name))
+
+
+@pytest.mark.slow
+def test_damaged_pictures_stop_a_run_or_are_left_out_and_listed(tmp_path, make_store):
+    from hpe_fast.data.schema import DataError
+    from hpe_fast.training.run import train
+
+    folder = tmp_path / "dataset"
+    folder.mkdir()
+    shutil.copy(make_store(count=24), folder / "train.h5")
+    shutil.copy(make_store(count=9), folder / "valid.h5")
+    with h5py.File(folder / "train.h5") as file:
+        at = file["jpeg"].id.get_offset() + int(file["offset"][5]) + 300
+    damaged = bytearray((folder / "train.h5").read_bytes())
+    damaged[at] ^= 0xFF
+    (folder / "train.h5").write_bytes(damaged)
+    with pytest.raises(DataError, match="row 5"):
+        train(small_config(tmp_path, folder, stage="hrnet"))
+    metrics = train(replace(small_config(tmp_path, folder, stage="hrnet", skip_bad=True), out=tmp_path / "without"))
+    assert np.isfinite(metrics["epe2d_px"])
+    log = (tmp_path / "without" / "train.log").read_text()
+    assert "left out 1 damaged pictures" in log
+    assert "row 5" in log

@@ -59,10 +59,9 @@ def make_loader(store: PoseStore, config: TrainConfig, device: torch.device, **o
     )
 
 
-def detect_store(model: nn.Module, store: PoseStore, config: TrainConfig, device: torch.device) -> Detections:
-    """What the detector finds in every picture of a store, without augmentation."""
+def detect_all(model: nn.Module, loader: ImageLoader, config: TrainConfig) -> Detections:
+    """What the detector finds in every picture of a loader without augmentation."""
     detector = config.detector
-    loader = make_loader(store, config, device)
     return detect(model, loader, codec_of(detector), NORMALIZATIONS[detector.normalization], amp=config.amp)
 
 
@@ -84,7 +83,7 @@ class DetectorStage:
 
     def __init__(self, config: TrainConfig, train: PoseStore, valid: PoseStore, device: torch.device) -> None:
         detector = config.detector
-        self.config, self.device, self.valid = config, device, valid
+        self.config, self.device = config, device
         self.codec, self.normalization = codec_of(detector), NORMALIZATIONS[detector.normalization]
         self.amp_dtype = fast_dtype(device) if config.amp else torch.float32
         torch.manual_seed(config.seed)
@@ -94,9 +93,8 @@ class DetectorStage:
         self.epochs = detector.epochs
         augmentation = AUGMENTATIONS[detector.augmentation]
         self.loader = make_loader(train, config, device, augmentation=augmentation, shuffle=True, drop_last=True)
+        self.valid_loader = make_loader(valid, config, device)
         self.steps_per_epoch = len(self.loader)
-        if not self.steps_per_epoch:
-            raise ValueError(f"{train.path}: {len(train)} pictures are fewer than one batch of {detector.batch_size}")
         self.settings = {**asdict(detector), "seed": config.seed, "pictures": len(train), "amp": config.amp}
         graphed = device.type == "cuda" and config.graph
         self._run = GraphedStep(self._step) if graphed else self._step
@@ -133,7 +131,7 @@ class DetectorStage:
         return f"rows {batch[6].tolist()} of {self.loader.store.path}"
 
     def validate(self) -> dict[str, float]:
-        return detection_errors(detect_store(self.model, self.valid, self.config, self.device), self.valid)
+        return detection_errors(detect_all(self.model, self.valid_loader, self.config), self.valid_loader.store)
 
     def export(self, path: Path) -> None:
         save_checkpoint(path, self.model, detector_metadata(self.config.detector, str(self.loader.store.path)))

@@ -18,6 +18,7 @@ from torch import nn
 import hpe_fast
 from hpe_fast import plots
 from hpe_fast.data.converters import open_dataset
+from hpe_fast.data.loader import ImageLoader
 from hpe_fast.data.sample import bundled_sample
 from hpe_fast.data.store import PoseStore
 from hpe_fast.device import cpu_count, resolve_device
@@ -26,7 +27,7 @@ from hpe_fast.files import atomic_path
 from hpe_fast.models import from_unit_crop, load_checkpoint
 from hpe_fast.training.checkpoint import Progress
 from hpe_fast.training.config import TrainConfig
-from hpe_fast.training.detector import DetectorStage, detect_store, heatmaps_of
+from hpe_fast.training.detector import DetectorStage, detect_all, heatmaps_of, make_loader
 from hpe_fast.training.engine import Fit, Stage
 from hpe_fast.training.lifting import LifterSamples, LifterStage
 
@@ -95,14 +96,17 @@ class _Run:
         """Trained now, or for ``--stage lifter`` the one in the run directory, if there is one."""
         path = self.folder / "hrnet.safetensors"
         if self.config.stage != "lifter":
-            self._fit(DetectorStage(self.config, self.stores["train"], self.stores["valid"], self.device))
+            stage = DetectorStage(self.config, self.stores["train"], self.stores["valid"], self.device)
+            for loader in (stage.loader, stage.valid_loader):
+                _report_skipped(loader)
+            self._fit(stage)
         elif not path.exists():
             return None
         return load_checkpoint(path).to(self.device)
 
     def _detect(self, detector: nn.Module, split: str) -> Detections:
         logger.info("detecting joints in the %s pictures", {"train": "training", "valid": "validation"}[split])
-        return detect_store(detector, self.stores[split], self.config, self.device)
+        return detect_all(detector, make_loader(self.stores[split], self.config, self.device), self.config)
 
     def _lifter(self, detector: nn.Module | None, found: Detections | None) -> nn.Module:
         needs_detections = self.config.lifter.input != "true_2d"
@@ -156,6 +160,11 @@ def _open_data(config: TrainConfig, folder: Path) -> tuple[Path, Path]:
         return open_dataset(config.data, cache=folder / "data")
     sample = bundled_sample()
     return sample["train"], sample["valid"]
+
+
+def _report_skipped(loader: ImageLoader) -> None:
+    if loader.skipped:
+        logger.info("left out %d damaged pictures:\n%s", len(loader.skipped), "\n".join(loader.skipped.values()))
 
 
 def _start_log(folder: Path) -> None:
