@@ -33,8 +33,8 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        os.chmod(temporary, 0o666 & ~_umask())
         yield temporary
+        os.chmod(temporary, 0o666 & ~_umask())  # here, because some writers put a file of their own in its place
         _fsync(temporary)
         os.replace(temporary, path)
         _fsync(path.parent)
