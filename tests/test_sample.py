@@ -39,7 +39,7 @@ def test_splits_are_disjoint_and_even(stores):
     for store, subjects in ((train, 400), (valid, 50)):
         counts = np.unique(store.subject, return_counts=True)[1]
         assert len(counts) == subjects
-        assert counts.min() == counts.max()
+        assert counts.max() - counts.min() <= 1  # evenly spaced rows
         assert len(set(store.name)) == len(store)
 
 

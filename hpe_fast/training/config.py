@@ -127,7 +127,7 @@ PRESETS: dict[str, TrainConfig] = {
             image_size=128,
             augmentation="mild",
             batch_size=32,
-            epochs=12,
+            epochs=14,
             optimizer=OptimizerConfig(learning_rate=4e-3, weight_decay=1e-4, warmup=0.05),
         ),
         lifter=LifterConfig(

@@ -10,7 +10,7 @@ from typing import Any
 
 from hpe_fast.data.converters import coco, eth, h36m_fetch, mmpose, videopose3d
 from hpe_fast.data.converters.shards import ConvertOptions, remove_shards, write_table
-from hpe_fast.data.converters.table import Table, choose_evenly
+from hpe_fast.data.converters.table import Table, evenly_spaced
 from hpe_fast.data.schema import DataError
 from hpe_fast.files import atomic_path
 
@@ -103,7 +103,7 @@ def _read(layout: str, source: Path, options: ConvertOptions, own: dict[str, Any
     if options.limit is None:
         return tables
     return {
-        split: table.take(choose_evenly(table.subjects, table.actions, limit))
+        split: table.take(evenly_spaced(len(table), limit))
         for (split, table), limit in zip(tables.items(), options.limit, strict=True)
     }
 

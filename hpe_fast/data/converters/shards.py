@@ -41,7 +41,7 @@ class ConvertOptions:
         size: side of the square pictures written, in pixels.
         quality: of the JPEGs written, 1 to 100. A picture that already is a JPEG of the right size is not touched.
         padding: side of the person's square over the longer side of the tight box around the joints.
-        limit: at most this many rows of training and of validation, spread evenly over subjects and actions.
+        limit: at most this many rows of training and of validation, evenly spaced.
         workers: pictures converted at a time; 0 for as many as there are cores.
         skip_bad: leave unreadable pictures out, and list them, in place of stopping.
     """

@@ -114,6 +114,17 @@ def split_by_subject(table: Table) -> dict[str, Table]:
     return {split: table.take(index) for split, index in rows.items()}
 
 
+def evenly_spaced(rows: int, count: int) -> list[int]:
+    """``count`` of so many rows at equal distances, so that actions stay as frequent as they are.
+
+    Example:
+        >>> evenly_spaced(10, 4)
+        [1, 3, 6, 8]
+    """
+    count = min(count, rows)
+    return [(2 * i + 1) * rows // (2 * count) for i in range(count)]
+
+
 def choose_evenly(subjects: Sequence[str], actions: Sequence[str], count: int) -> list[int]:
     """``count`` rows, as many of each subject and action as can be, spread over each recording; always the same.
 
