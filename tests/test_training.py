@@ -172,6 +172,17 @@ def test_schedules():
     assert learning_rate(OptimizerConfig(schedule="constant", learning_rate=3.0), 7, 8) == 3.0
 
 
+def test_settings_without_sense_are_refused(capsys):
+    from hpe_fast.train import main
+
+    with pytest.raises(SystemExit) as stop:
+        main(["--detector.epochs", "0"])
+    assert stop.value.code == 2
+    assert "epochs must be positive, got 0" in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(ValueError, match="learning_rate must be positive"):
+        OptimizerConfig(learning_rate=-1.0)
+
+
 def test_presets_are_what_the_paper_and_the_official_code_did():
     paper, official = PRESETS["paper"], PRESETS["official"]
     assert (paper.detector.epochs, paper.detector.batch_size) == (12, 32)

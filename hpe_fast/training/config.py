@@ -24,6 +24,12 @@ MODELS: dict[str, dict[str, object]] = {
 CODECS: dict[str, HeatmapCodec] = {"official": OFFICIAL, "paper": PAPER, "unbiased": UNBIASED}
 
 
+def _require_positive(config: object, *names: str) -> None:
+    for name in names:
+        if not getattr(config, name) > 0:
+            raise ValueError(f"{name} must be positive, got {getattr(config, name)!r}")
+
+
 @dataclass(frozen=True)
 class OptimizerConfig:
     """How the weights move."""
@@ -43,6 +49,9 @@ class OptimizerConfig:
     clip_norm: float = 0.0
     """Largest norm of the whole gradient; 0: not clipped."""
 
+    def __post_init__(self) -> None:
+        _require_positive(self, "learning_rate")
+
 
 @dataclass(frozen=True)
 class DetectorConfig:
@@ -60,6 +69,9 @@ class DetectorConfig:
     batch_size: int = 32
     epochs: int = 12
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "image_size", "batch_size", "epochs")
 
 
 @dataclass(frozen=True)
@@ -84,6 +96,9 @@ class LifterConfig:
     batch_size: int = 512
     epochs: int = 180
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "width", "blocks", "batch_size", "epochs")
 
 
 @dataclass(frozen=True)
