@@ -66,6 +66,9 @@ def restore_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
         optimizer.load_state_dict(state["optimizer"])
     except (RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path}: does not fit this model: {error}") from error
+    for group in optimizer.param_groups:  # a learning rate that is a tensor was read to the CPU, unlike the moments
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"] = group["lr"].to(group["params"][0].device)
     torch.set_rng_state(state["rng"])
     if state["cuda_rng"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda_rng"])

@@ -140,7 +140,8 @@ class GraphedStep:
     def _capture(self, tensors: tuple[Tensor | None, ...]) -> None:
         self._inputs = tuple(None if t is None else t.clone() for t in tensors)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        # thread_local: DALI's threads go on calling CUDA meanwhile, which a global capture would forbid them.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._loss = self._body(*self._inputs)
 
 
