@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -146,6 +148,12 @@ def installed(package: str) -> bool:
         return importlib.util.find_spec(package) is not None
     except ModuleNotFoundError:  # not even the package it is part of
         return False
+
+
+def can_compile(device: str) -> bool:
+    """Whether torch.compile has what it needs: a C++ compiler, and on a GPU Triton."""
+    compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
+    return compiler is not None and (device == "cpu" or installed("triton"))
 
 
 def rival_names(spec: Spec, compiled: bool) -> list[str]:

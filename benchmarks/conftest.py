@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from benchmarks.cases import Case, Spec, all_specs, installed, make_case, rival_names
+from benchmarks.cases import Case, Spec, all_specs, can_compile, installed, make_case, rival_names
 from benchmarks.timing import Series, round_robin
 
 #: Compiling takes seconds a shape, so one batch size of a device has to do.
@@ -40,8 +40,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    device = terminalreporter.config.getoption("--device")
+    if not can_compile(device):
+        terminalreporter.write_line("torch.compile was left out: no C++ compiler, or no Triton for the GPU")
     if MISSING:
         terminalreporter.write_line(f"test_bench_data.py was left out: {', '.join(MISSING)} not installed")
+
+
+def _is_compiled(spec: Spec) -> bool:
+    return spec.batch == COMPILED_BATCH[spec.device] and can_compile(spec.device)
 
 
 def _or_default(config: pytest.Config, option: str, defaults: dict) -> object:
@@ -61,7 +68,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     pairs = [
         pytest.param(spec, rival, id=f"{spec}-{rival}")
         for spec in all_specs(_or_default(metafunc.config, "--batches", BATCHES), device)
-        for rival in rival_names(spec, spec.batch == COMPILED_BATCH[device])
+        for rival in rival_names(spec, _is_compiled(spec))
     ]
     metafunc.parametrize(("spec", "rival"), pairs)
 
@@ -78,7 +85,7 @@ def measured(request: pytest.FixtureRequest) -> Callable[[Spec], tuple[Case, Ser
             last.clear()
             if time.monotonic() - config.stash[BEGAN] > budget:
                 pytest.skip(f"the --budget of {budget:g} s is used up")
-            case = make_case(spec, spec.batch == COMPILED_BATCH[spec.device])
+            case = make_case(spec, _is_compiled(spec))
             case.check()
             series = round_robin(case.calls(), spec.device, seconds)
             case.check()
