@@ -13,13 +13,14 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from hpe_fast.models import CheckpointError
 from hpe_fast.training.checkpoint import Progress, restore_state, save_state
 from hpe_fast.training.config import PRESETS, OptimizerConfig, codec_of, preset
-from hpe_fast.training.engine import Fit, Interrupted, TrainingDiverged, learning_rate, make_optimizer
+from hpe_fast.training.engine import Fit, Interrupted, TrainingDiverged
+from hpe_fast.training.optimizer import Update, learning_rate
 
 
 class ToyStage:
@@ -30,12 +31,11 @@ class ToyStage:
     steps_per_epoch = 5
 
     def __init__(
-        self, epochs: int = 4, nan_at: int | None = None, stop_at: int | None = None, optimizer="adamw"
+        self, epochs: int = 4, nan_at: int | None = None, stop_at: int | None = None, optimizer="adamw", ema=0.0
     ) -> None:
         torch.manual_seed(0)
         self.model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 1))
-        self.optimizer_config = OptimizerConfig(name=optimizer, learning_rate=0.01)
-        self.optimizer = make_optimizer(self.optimizer_config, self.model)
+        self.update = Update(OptimizerConfig(name=optimizer, learning_rate=0.01, ema=ema), self.model)
         self.epochs, self.nan_at, self.stop_at, self.steps = epochs, nan_at, stop_at, 0
         self.settings = {"epochs": epochs, "optimizer": optimizer}
 
@@ -48,8 +48,7 @@ class ToyStage:
     def step(self, batch):
         loss = (self.model(batch[0]) - batch[0].sum(1, keepdim=True)).square().mean()
         loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.update()
         self.steps += 1
         if self.steps == self.stop_at:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -59,10 +58,13 @@ class ToyStage:
         return f"rows with sum {batch[0].sum():.3f}"
 
     def validate(self):
-        return {"weight": float(self.model[0].weight.detach().sum())}
+        return {"weight": float(self.update.evaluated[0].weight.detach().sum())}
+
+    def score(self, metrics):
+        return -abs(metrics["weight"])
 
     def export(self, path):
-        path.write_bytes(b"weights")
+        save_file(self.update.evaluated.state_dict(), path)
 
 
 def weights(stage):
@@ -112,7 +114,7 @@ def test_a_loss_that_is_no_number_names_step_and_samples(tmp_path):
 def test_a_full_disk_leaves_the_checkpoint_of_before(tmp_path, monkeypatch):
     stage = ToyStage()
     path = tmp_path / "run" / "toy.state.pt"
-    save_state(path, stage.model, stage.optimizer, Progress(step=3), stage.settings)
+    save_state(path, stage.model, stage.update, Progress(step=3), stage.settings)
     before = path.read_bytes()
 
     def full(_state, file):
@@ -122,7 +124,7 @@ def test_a_full_disk_leaves_the_checkpoint_of_before(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OSError, match="No space"):
-        save_state(path, stage.model, stage.optimizer, Progress(step=4), stage.settings)
+        save_state(path, stage.model, stage.update, Progress(step=4), stage.settings)
     assert path.read_bytes() == before
     assert os.listdir(path.parent) == [path.name]
 
@@ -131,18 +133,18 @@ def test_states_that_do_not_fit_are_refused(tmp_path):
     stage = ToyStage()
     path = tmp_path / "toy.state.pt"
     with pytest.raises(CheckpointError, match="no training state"):
-        restore_state(path, stage.model, stage.optimizer, stage.settings)
-    save_state(path, stage.model, stage.optimizer, Progress(), stage.settings)
+        restore_state(path, stage.model, stage.update, stage.settings)
+    save_state(path, stage.model, stage.update, Progress(), stage.settings)
     with pytest.raises(CheckpointError, match="epochs was 4, now 5"):
-        restore_state(path, stage.model, stage.optimizer, {**stage.settings, "epochs": 5})
+        restore_state(path, stage.model, stage.update, {**stage.settings, "epochs": 5})
     with pytest.raises(CheckpointError, match="does not fit this model"):
-        restore_state(path, nn.Linear(1, 1), stage.optimizer, stage.settings)
+        restore_state(path, nn.Linear(1, 1), stage.update, stage.settings)
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match="damaged"):
-        restore_state(path, stage.model, stage.optimizer, stage.settings)
+        restore_state(path, stage.model, stage.update, stage.settings)
     torch.save({"version": 99}, path)
     with pytest.raises(CheckpointError, match="version 99"):
-        restore_state(path, stage.model, stage.optimizer, stage.settings)
+        restore_state(path, stage.model, stage.update, stage.settings)
 
 
 class Bomb:
@@ -156,7 +158,7 @@ def test_a_malicious_state_runs_nothing(tmp_path, monkeypatch):
     torch.save({"version": 1, "model": Bomb()}, path)
     stage = ToyStage()
     with pytest.raises(CheckpointError, match="not a training state"):
-        restore_state(path, stage.model, stage.optimizer, stage.settings)
+        restore_state(path, stage.model, stage.update, stage.settings)
     assert not (tmp_path / "exploded").exists()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,8 +13,10 @@ from torch import nn
 
 from hpe_fast.files import atomic_path
 from hpe_fast.models import CheckpointError
+from hpe_fast.training.distributed import Ranks
+from hpe_fast.training.optimizer import Update
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass
@@ -27,51 +30,60 @@ class Progress:
     wait_seconds: float = 0.0
     samples: int = 0
     loss: float = 0.0  # mean over the steps before the last log point
+    best_score: float = -math.inf  # of the best epoch in validation
+    best_epoch: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
 
 
-def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, stage: dict) -> None:
+def save_state(
+    path: Path, model: nn.Module, update: Update, progress: Progress, stage: dict, ranks: Ranks | None = None
+) -> None:
     """Write the state of a stage; the file of before stays whole until the new one is on the disk.
 
     Args:
         path: ``*.state.pt`` file.
         stage: the stage's settings as JSON-able values; a run only resumes with the same ones.
+        ranks: all of them come here, for their random numbers; the first one writes.
 
     Raises:
         OSError: e.g. a full disk; ``path`` is untouched then.
     """
+    ranks = ranks or Ranks()
+    device = next(model.parameters()).device
     state = {
         "version": VERSION,
         "stage": stage,
         "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
+        "update": update.state_dict(),
         "progress": asdict(progress),
-        "rng": torch.get_rng_state(),
-        "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "rng": ranks.gather(torch.get_rng_state()),
+        "cuda_rng": ranks.gather(torch.cuda.get_rng_state(device)) if device.type == "cuda" else [],
     }
-    with atomic_path(path) as temporary:
-        torch.save(state, temporary)
+    if ranks.main:
+        with atomic_path(path) as temporary:
+            torch.save(state, temporary)
 
 
-def restore_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, stage: dict) -> Progress:
+def restore_state(path: Path, model: nn.Module, update: Update, stage: dict, ranks: Ranks | None = None) -> Progress:
     """Read what ``save_state`` wrote into the model, the optimiser and torch's random generators.
 
     Raises:
         CheckpointError: the file is damaged, of another version, or was trained with other settings (named).
     """
+    ranks = ranks or Ranks()
     state = _read(path)
     _check_settings(path, state["stage"], stage)
+    if len(state["rng"]) != ranks.world:
+        raise CheckpointError(f"{path}: trained by {len(state['rng'])} processes, cannot go on with {ranks.world}")
     try:
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        update.load_state_dict(state["update"])
     except (RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path}: does not fit this model: {error}") from error
-    for group in optimizer.param_groups:  # a learning rate that is a tensor was read to the CPU, unlike the moments
-        if isinstance(group["lr"], torch.Tensor):
-            group["lr"] = group["lr"].to(group["params"][0].device)
-    torch.set_rng_state(state["rng"])
-    if state["cuda_rng"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda_rng"])
+    torch.set_rng_state(state["rng"][ranks.rank])
+    device = next(model.parameters()).device
+    if state["cuda_rng"] and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda_rng"][ranks.rank], device)
     return Progress(**state["progress"])
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from hpe_fast.ops import OFFICIAL, PAPER, UNBIASED, HeatmapCodec
+from hpe_fast.skeleton import NUM_JOINTS
 
 Optimizer = Literal["sgd", "adamw"]
 Schedule = Literal["constant", "step", "one_cycle"]
@@ -48,9 +49,13 @@ class OptimizerConfig:
     """Of schedule step, as shares of all steps."""
     clip_norm: float = 0.0
     """Largest norm of the whole gradient; 0: not clipped."""
+    ema: float = 0.0
+    """Decay, a step, of a moving average of the weights, which is evaluated and saved in their place; 0: none."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "learning_rate")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must be in [0, 1), got {self.ema!r}")
 
 
 @dataclass(frozen=True)
@@ -66,12 +71,23 @@ class DetectorConfig:
     augmentation: Literal["none", "mild", "paper", "official"] = "official"
     supervise_stages: bool = False
     """Add the loss of heatmaps after stages 2 and 3 (the paper's future work)."""
+    hard_joints: int = 0
+    """Learn from this many joints of each sample only, those with the largest loss (OHKM; official: 8); 0: from
+    all."""
+    hidden_weight: float = 0.0
+    """Weight, 0 to 1, of joints that the store marks as not visible (visible joints: 1). Only for stores that know
+    where such a joint is: the converters mark a joint as not visible because its place is unknown."""
     batch_size: int = 32
+    """Pictures of a rank at a time; --accumulate and the number of ranks multiply it."""
     epochs: int = 12
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
         _require_positive(self, "image_size", "batch_size", "epochs")
+        if not 0 <= self.hard_joints <= NUM_JOINTS:
+            raise ValueError(f"hard_joints must be in 0..{NUM_JOINTS}, got {self.hard_joints!r}")
+        if not 0 <= self.hidden_weight <= 1:
+            raise ValueError(f"hidden_weight must be in [0, 1], got {self.hidden_weight!r}")
 
 
 @dataclass(frozen=True)
@@ -93,7 +109,10 @@ class LifterConfig:
     """Share of samples seen from another side: turned about the vertical axis and projected anew (needs intrinsics)."""
     jitter: float = 0.0
     """Standard deviation of noise on 2D joints that are labels, as a share of the crop's side."""
+    fused: bool = True
+    """On a CPU: layers written out by hand, twice as fast, with dropout's random numbers of their own."""
     batch_size: int = 512
+    """Poses of a rank at a time; --accumulate and the number of ranks multiply it."""
     epochs: int = 180
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
@@ -124,12 +143,24 @@ class TrainConfig:
     """bfloat16 where the device has it in hardware."""
     graph: bool = True
     """Capture the step in a CUDA graph."""
+    autotune: bool = False
+    """On CUDA let cuDNN time its algorithms and take the fastest. Another process may choose another one, so that a
+    resumed run is no longer the same to the bit."""
+    compile: bool = False
+    """Run the first stage's network through torch.compile (needs a compiler)."""
+    accumulate: int = 1
+    """Batches whose gradients are added up before the weights move: the memory of one, the step of all together."""
+    sync_bn: bool = False
+    """Batch normalisation over the batches of all ranks (torchrun), not of each alone."""
     skip_bad: bool = False
     """Leave out pictures that are damaged instead of stopping."""
     checkpoint_minutes: float = 5.0
     """Time between checkpoints, minutes; one more is written at the end of a stage and on SIGINT or SIGTERM."""
     detector: DetectorConfig = field(default_factory=DetectorConfig)
     lifter: LifterConfig = field(default_factory=LifterConfig)
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "accumulate", "checkpoint_minutes")
 
 
 _PAPER_SGD = OptimizerConfig(name="sgd", learning_rate=0.003, schedule="constant")
@@ -152,6 +183,7 @@ PRESETS: dict[str, TrainConfig] = {
             flip=True,
             virtual_views=0.5,
             jitter=0.01,
+            fused=False,
             batch_size=128,
             epochs=100,
             optimizer=OptimizerConfig(learning_rate=3e-3, weight_decay=1e-2),
@@ -171,6 +203,7 @@ PRESETS: dict[str, TrainConfig] = {
     ),
     "fast": TrainConfig(
         preset="fast",
+        autotune=True,
         detector=DetectorConfig(
             codec="unbiased", batch_size=128, epochs=12, optimizer=OptimizerConfig(learning_rate=2e-3)
         ),

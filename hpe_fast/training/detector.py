@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +19,17 @@ from hpe_fast.models import build_model, save_checkpoint
 from hpe_fast.ops import (
     IMAGENET,
     PAPER_NORMALIZATION,
-    HeatmapCodec,
     Normalization,
-    heatmap_mse_loss_and_grad,
     prepare_images,
 )
+from hpe_fast.plots import heatmap_overlay
+from hpe_fast.skeleton import JOINTS, NUM_JOINTS
+from hpe_fast.training.compiling import compiled
 from hpe_fast.training.config import MODELS, DetectorConfig, TrainConfig, codec_of
-from hpe_fast.training.engine import GraphedStep, make_optimizer
+from hpe_fast.training.distributed import Ranks, synchronize_batch_norm
+from hpe_fast.training.graph import GraphedStep
+from hpe_fast.training.optimizer import Update
+from hpe_fast.training.supervision import backward
 
 NORMALIZATIONS: dict[str, Normalization] = {"imagenet": IMAGENET, "paper": PAPER_NORMALIZATION}
 
@@ -37,32 +42,34 @@ def build_detector(config: DetectorConfig) -> nn.Module:
     return build_model(model)
 
 
-def backward(heatmaps: Tensor | list[Tensor], keypoints: Tensor, weights: Tensor, codec: HeatmapCodec) -> Tensor:
-    """Loss of every supervised output, summed, and its gradient sent into the network: one pass over each heatmap."""
-    outputs = heatmaps if isinstance(heatmaps, list) else [heatmaps]
-    parts = [heatmap_mse_loss_and_grad(output.detach(), keypoints, weights, codec) for output in outputs]
-    torch.autograd.backward(outputs, [grad for _, grad, _ in parts])
-    return torch.stack([loss for loss, _, _ in parts]).sum()
-
-
-def make_loader(store: PoseStore, config: TrainConfig, device: torch.device, **options: object) -> ImageLoader:
-    """Pictures of a store at the network's size, as a run's settings want them."""
+def make_loader(
+    store: PoseStore, config: TrainConfig, device: torch.device, ranks: Ranks, batches: int = 1, **options: object
+) -> ImageLoader:
+    """This rank's pictures of a store at the network's size, as a run's settings want them, ``batches`` at a time."""
     return ImageLoader(
         store,
-        config.detector.batch_size,
+        config.detector.batch_size * batches,
         image_size=codec_of(config.detector).image_size,
         seed=config.seed,
         device=device,
+        rank=ranks.rank,
+        world=ranks.world,
         threads=torch.get_num_threads(),
         skip_bad=config.skip_bad,
         **options,
     )
 
 
-def detect_all(model: nn.Module, loader: ImageLoader, config: TrainConfig) -> Detections:
-    """What the detector finds in every picture of a loader without augmentation."""
+def detect_all(model: nn.Module, loader: ImageLoader, config: TrainConfig, ranks: Ranks) -> Detections:
+    """What the detector finds in every picture of a loader without augmentation; each rank looks at its share."""
     detector = config.detector
-    return detect(model, loader, codec_of(detector), NORMALIZATIONS[detector.normalization], amp=config.amp)
+    found = detect(model, loader, codec_of(detector), NORMALIZATIONS[detector.normalization], amp=config.amp)
+    if ranks.world == 1:
+        return found
+    keypoints, scores, rows = (torch.cat(ranks.gather(t)) for t in (found.keypoints, found.scores, found.rows))
+    rows, inverse = rows.unique(return_inverse=True)  # the first rows come twice where the ranks do not divide them
+    first = torch.zeros_like(rows).scatter_(0, inverse, torch.arange(len(inverse)))
+    return Detections(keypoints[first], scores[first], rows)
 
 
 @torch.no_grad()
@@ -81,21 +88,30 @@ class DetectorStage:
 
     name = "hrnet"
 
-    def __init__(self, config: TrainConfig, train: PoseStore, valid: PoseStore, device: torch.device) -> None:
-        detector = config.detector
-        self.config, self.device = config, device
+    def __init__(
+        self,
+        config: TrainConfig,
+        train: PoseStore,
+        valid: PoseStore,
+        device: torch.device,
+        ranks: Ranks | None = None,
+    ) -> None:
+        detector, ranks = config.detector, ranks or Ranks()
+        self.config, self.device, self.ranks = config, device, ranks
         self.codec, self.normalization = codec_of(detector), NORMALIZATIONS[detector.normalization]
         self.amp_dtype = fast_dtype(device) if config.amp else torch.float32
         torch.manual_seed(config.seed)
         self.model = build_detector(detector).to(device, memory_format=torch.channels_last)
-        self.optimizer_config = detector.optimizer
-        self.optimizer = make_optimizer(detector.optimizer, self.model)
-        self.epochs = detector.epochs
-        augmentation = AUGMENTATIONS[detector.augmentation]
-        self.loader = make_loader(train, config, device, augmentation=augmentation, shuffle=True, drop_last=True)
-        self.valid_loader = make_loader(valid, config, device)
+        if config.sync_bn:
+            self.model = synchronize_batch_norm(self.model, ranks)
+        self.update = Update(detector.optimizer, self.model, ranks)
+        self._network = compiled(self.model, device) if config.compile else self.model
+        self.epochs, self.joint_losses = detector.epochs, torch.zeros(NUM_JOINTS, device=device)
+        train_options = {"augmentation": AUGMENTATIONS[detector.augmentation], "shuffle": True, "drop_last": True}
+        self.loader = make_loader(train, config, device, ranks, config.accumulate, **train_options)
+        self.valid_loader = make_loader(valid, config, device, ranks)
         self.steps_per_epoch = len(self.loader)
-        self.settings = {**asdict(detector), "seed": config.seed, "pictures": len(train), "amp": config.amp}
+        self.settings = {**asdict(detector), "pictures": len(train), **shared_settings(config)}
         graphed = device.type == "cuda" and config.graph
         self._run = GraphedStep(self._step) if graphed else self._step
 
@@ -110,7 +126,14 @@ class DetectorStage:
     def step(self, batch: tuple[Tensor | None, ...]) -> Tensor:
         return self._run(*batch)
 
-    def _step(self, images, keypoints, weights, color, noise_std, sample_ids, rows) -> Tensor:
+    def _step(self, *batch: Tensor | None) -> Tensor:
+        parts = split(batch, self.config.accumulate)
+        losses = [self._backward(*part) for part in parts]
+        self.joint_losses.copy_(torch.stack([joints for _, joints in losses]).mean(0))
+        self.update()
+        return torch.stack([loss for loss, _ in losses]).mean()
+
+    def _backward(self, images, keypoints, weights, color, noise_std, sample_ids, rows) -> tuple[Tensor, Tensor]:
         pictures = prepare_images(
             images,
             self.normalization,
@@ -121,20 +144,48 @@ class DetectorStage:
             dtype=self.amp_dtype,
         )
         with torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype != torch.float32):
-            heatmaps = self.model(pictures)
-        loss = backward(heatmaps, keypoints, weights, self.codec)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return loss
+            heatmaps = self._network(pictures)
+        share = 1 / self.config.accumulate
+        return backward(heatmaps, keypoints, weights, self.codec, self.config.detector, share)
 
     def blame(self, batch: tuple[Tensor | None, ...]) -> str:
         return f"rows {batch[6].tolist()} of {self.loader.store.path}"
 
     def validate(self) -> dict[str, float]:
-        return detection_errors(detect_all(self.model, self.valid_loader, self.config), self.valid_loader.store)
+        found = detect_all(self.update.evaluated, self.valid_loader, self.config, self.ranks)
+        return detection_errors(found, self.valid_loader.store)
+
+    def score(self, metrics: dict[str, float]) -> float:
+        return metrics["pck2d_02_torso"]
 
     def export(self, path: Path) -> None:
-        save_checkpoint(path, self.model, detector_metadata(self.config.detector, str(self.loader.store.path)))
+        metadata = detector_metadata(self.config.detector, str(self.loader.store.path))
+        save_checkpoint(path, self.update.evaluated, metadata)
+
+    def log_extras(self, writer: Any, step: int) -> None:
+        for name, loss in zip(JOINTS, self.joint_losses.tolist(), strict=True):
+            writer.add_scalar(f"{self.name}_joint_loss/{name}", loss, step)
+
+    def illustrate(self, writer: Any, epoch: int, count: int = 4) -> None:
+        """Validation pictures under their heatmaps."""
+        store = self.valid_loader.store
+        rows = torch.linspace(0, len(store) - 1, min(count, len(store))).long().tolist()
+        heatmaps = heatmaps_of(self.update.evaluated, store, rows, self.config, self.device)
+        for row, heatmap in zip(rows, heatmaps, strict=True):
+            picture = heatmap_overlay(store.image(row), heatmap)
+            writer.add_image(f"{self.name}/row_{row}", picture, epoch, dataformats="HWC")
+
+
+def split(batch: tuple[Tensor | None, ...], parts: int) -> list[tuple[Tensor | None, ...]]:
+    """A batch as equal parts, for gradient accumulation."""
+    if parts == 1:
+        return [batch]
+    return list(zip(*([None] * parts if t is None else t.chunk(parts) for t in batch), strict=True))
+
+
+def shared_settings(config: TrainConfig) -> dict[str, object]:
+    """Settings of the whole run that change the numbers of a stage."""
+    return {name: getattr(config, name) for name in ("seed", "amp", "compile", "accumulate", "sync_bn")}
 
 
 def detector_metadata(config: DetectorConfig, trained_on: str) -> dict[str, object]:

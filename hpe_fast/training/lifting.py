@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,9 +16,13 @@ from hpe_fast.device import fast_dtype
 from hpe_fast.evaluate import Detections, lift, pose_errors, root_relative
 from hpe_fast.models import lifter as build_lifter
 from hpe_fast.models import save_checkpoint, unit_crop
-from hpe_fast.skeleton import FLIP_PERMUTATION
+from hpe_fast.skeleton import FLIP_PERMUTATION, JOINTS, NUM_JOINTS
 from hpe_fast.training.config import LifterConfig, TrainConfig
-from hpe_fast.training.engine import GraphedStep, make_optimizer
+from hpe_fast.training.dense import forward_dense
+from hpe_fast.training.detector import shared_settings, split
+from hpe_fast.training.distributed import Ranks, synchronize_batch_norm
+from hpe_fast.training.graph import GraphedStep
+from hpe_fast.training.optimizer import Update
 
 
 @dataclass
@@ -133,27 +138,47 @@ def draw_samples(samples: LifterSamples, rows: Tensor, config: LifterConfig) -> 
 
 
 class LifterStage:
-    """What ``Fit`` trains second; see ``engine.Stage``."""
+    """What ``Fit`` trains second; see ``engine.Stage``.
+
+    Every rank holds all samples (they are small) and takes its share of each batch.
+    """
 
     name = "lifter"
     wait_seconds = 0.0  # samples are on the device already
 
-    def __init__(self, config: TrainConfig, train: LifterSamples, valid: LifterSamples, trained_on: str) -> None:
-        lifter = config.lifter
-        self.config, self.train, self.valid, self.trained_on = config, train, valid, trained_on
+    def __init__(
+        self,
+        config: TrainConfig,
+        train: LifterSamples,
+        valid: LifterSamples,
+        trained_on: str,
+        ranks: Ranks | None = None,
+    ) -> None:
+        lifter, ranks = config.lifter, ranks or Ranks()
+        self.config, self.train, self.valid, self.trained_on, self.ranks = config, train, valid, trained_on, ranks
         self.device = train.keypoints.device
         self.amp_dtype = fast_dtype(self.device) if config.amp else torch.float32
         torch.manual_seed(config.seed + 1)
         self.model = build_lifter(width=lifter.width, blocks=lifter.blocks, dropout=lifter.dropout).to(self.device)
         self.model.fit_statistics(*self._statistics_sample())
-        self.optimizer_config = lifter.optimizer
-        self.optimizer = make_optimizer(lifter.optimizer, self.model)
-        self.epochs = lifter.epochs
-        self.batch_size = min(lifter.batch_size, len(train))
-        self.steps_per_epoch = len(train) // self.batch_size
+        synchronized = config.sync_bn and ranks.world > 1
+        if synchronized:
+            self.model = synchronize_batch_norm(self.model, ranks)
+        if ranks.rank:
+            torch.manual_seed(config.seed + 1 + (ranks.rank << 32))  # for its own dropout and augmentation
+        self._by_hand = lifter.fused and self.device.type == "cpu" and not synchronized
+        self.update = Update(lifter.optimizer, self.model, ranks)
+        self.epochs, self.joint_losses = lifter.epochs, torch.zeros(NUM_JOINTS, device=self.device)
+        self.batch_size = min(lifter.batch_size * config.accumulate, len(train) // ranks.world)
+        self.batch_size -= self.batch_size % config.accumulate
+        if self.batch_size == 0:
+            raise ValueError(
+                f"{len(train)} poses are too few for {ranks.world} ranks and --accumulate {config.accumulate}"
+            )
+        self.steps_per_epoch = len(train) // (self.batch_size * ranks.world)
         graphed = self.device.type == "cuda" and config.graph
         self._run = GraphedStep(self._step) if graphed else self._step
-        self.settings = {**asdict(lifter), "seed": config.seed, "poses": len(train), "amp": config.amp}
+        self.settings = {**asdict(lifter), "poses": len(train), **shared_settings(config)}
 
     def _statistics_sample(self) -> tuple[Tensor, Tensor]:
         """Statistics of what the network will see, augmentation included."""
@@ -162,7 +187,8 @@ class LifterStage:
 
     def batches(self, epoch: int, start: int) -> Iterator[tuple[Tensor]]:
         generator = torch.Generator().manual_seed((self.config.seed << 32) + epoch)
-        order = torch.randperm(len(self.train), generator=generator).to(self.device)
+        order = torch.randperm(len(self.train), generator=generator)[self.ranks.rank :: self.ranks.world]
+        order = order.to(self.device)
         for i in range(start, self.steps_per_epoch):
             yield (order[i * self.batch_size : (i + 1) * self.batch_size],)
 
@@ -170,28 +196,46 @@ class LifterStage:
         return self._run(*batch)
 
     def _step(self, rows: Tensor) -> Tensor:
+        losses = [self._backward(*part) for part in split((rows,), self.config.accumulate)]
+        self.joint_losses.copy_(torch.stack([joints for _, joints in losses]).mean(0))
+        self.update()
+        return torch.stack([loss for loss, _ in losses]).mean()
+
+    def _backward(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         keypoints, joints3d = draw_samples(self.train, rows, self.config.lifter)
+        predicted, wanted = self._forward(keypoints).float(), self.model.normalize_joints(joints3d)
+        loss = torch.nn.functional.mse_loss(predicted, wanted)
+        (loss / self.config.accumulate).backward()
+        return loss.detach(), (predicted.detach() - wanted).square().mean((0, 2))
+
+    def _forward(self, keypoints: Tensor) -> Tensor:
+        if self._by_hand:
+            return forward_dense(self.model, keypoints, self.amp_dtype)
         with torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype != torch.float32):
-            predicted = self.model.forward_normalized(keypoints)
-        loss = torch.nn.functional.mse_loss(predicted.float(), self.model.normalize_joints(joints3d))
-        loss.backward()
-        if self.optimizer_config.clip_norm:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.optimizer_config.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return loss.detach()
+            return self.model.forward_normalized(keypoints)
 
     def blame(self, batch: tuple[Tensor]) -> str:
         return f"rows {batch[0].tolist()}"
 
     def validate(self) -> dict[str, float]:
         target = root_relative(self.valid.pose3d).cpu()
-        errors = {"true_2d": pose_errors(lift(self.model, self.valid.keypoints), target)["mpjpe_mm"]}
+        model = self.update.evaluated
+        errors = {"true_2d": pose_errors(lift(model, self.valid.keypoints), target)["mpjpe_mm"]}
         if self.config.lifter.input != "true_2d":
-            errors["detections"] = pose_errors(lift(self.model, self.valid.detections), target)["mpjpe_mm"]
+            errors["detections"] = pose_errors(lift(model, self.valid.detections), target)["mpjpe_mm"]
         return {f"mpjpe_{name}_mm": value for name, value in errors.items()}
+
+    def score(self, metrics: dict[str, float]) -> float:
+        return -metrics.get("mpjpe_detections_mm", metrics["mpjpe_true_2d_mm"])
 
     def export(self, path: Path) -> None:
         mean_pose = root_relative(self.train.pose3d).mean(0).tolist()
         metadata = {"trained_on": self.trained_on, "joint_order": "h36m17", "mean_pose": mean_pose}
-        save_checkpoint(path, self.model, metadata)
+        save_checkpoint(path, self.update.evaluated, metadata)
+
+    def log_extras(self, writer: Any, step: int) -> None:
+        for name, loss in zip(JOINTS, self.joint_losses.tolist(), strict=True):
+            writer.add_scalar(f"{self.name}_joint_loss/{name}", loss, step)
+
+    def illustrate(self, writer: Any, epoch: int) -> None:
+        """Poses make no picture of their own; the detector's are there."""

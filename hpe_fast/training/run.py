@@ -7,7 +7,7 @@ import logging
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from hpe_fast.models import from_unit_crop, load_checkpoint
 from hpe_fast.training.checkpoint import Progress
 from hpe_fast.training.config import TrainConfig
 from hpe_fast.training.detector import DetectorStage, detect_all, heatmaps_of, make_loader
+from hpe_fast.training.distributed import Ranks, joined, ranks_here
 from hpe_fast.training.engine import Fit, Stage
 from hpe_fast.training.lifting import LifterSamples, LifterStage
 
@@ -42,26 +43,46 @@ def train(config: TrainConfig) -> dict[str, Any]:
         TrainingDiverged: the loss is no longer finite.
         Interrupted: SIGINT or SIGTERM; the state is saved.
     """
+    with joined(config.device) as ranks:
+        return _train(config, ranks)
+
+
+def _train(config: TrainConfig, ranks: Ranks) -> dict[str, Any]:
     started = time.monotonic()
-    device = resolve_device(config.device)
-    torch.set_num_threads(config.threads or cpu_count())
-    folder = run_directory(config)
-    _start_log(folder)
-    train_path, valid_path = _open_data(config, folder)
+    device = ranks.device if ranks.world > 1 else resolve_device(config.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = config.autotune
+        torch.backends.cudnn.deterministic = not config.autotune
+    torch.set_num_threads(config.threads or max(1, cpu_count() // ranks_here()))
+    folder = Path(ranks.text(str(run_directory(config)) if ranks.main else ""))
+    _start_log(folder, ranks)
+    train_path, valid_path = _open_data(config, folder, ranks)
     train_store, valid_store = PoseStore(train_path), PoseStore(valid_path)
-    logger.info("%s: %d training and %d validation rows on %s", folder, len(train_store), len(valid_store), device)
-    _write_json(folder / "config.json", {"version": hpe_fast.__version__, **asdict(config)})
-    run = _Run(config, folder, device, train_store, valid_store)
+    where = f"{ranks.world} x {device.type}" if ranks.world > 1 else device
+    logger.info("%s: %d training and %d validation rows on %s", folder, len(train_store), len(valid_store), where)
+    if ranks.main:
+        _write_json(folder / "config.json", {"version": hpe_fast.__version__, "ranks": ranks.world, **asdict(config)})
+    run = _Run(config, folder, device, ranks, train_store, valid_store)
     metrics = {**run.train(), "device": _device_name(device), "seconds": time.monotonic() - started}
-    _write_json(folder / "metrics.json", metrics)
+    if ranks.main:
+        _write_json(folder / "metrics.json", metrics)
     return metrics
 
 
 class _Run:
     """The two stages and what passes between them."""
 
-    def __init__(self, config: TrainConfig, folder: Path, device: torch.device, train: PoseStore, valid: PoseStore):
-        self.config, self.folder, self.device = config, folder, device
+    def __init__(
+        self,
+        config: TrainConfig,
+        folder: Path,
+        device: torch.device,
+        ranks: Ranks,
+        train: PoseStore,
+        valid: PoseStore,
+    ) -> None:
+        self.config, self.folder, self.device, self.ranks = config, folder, device, ranks
         self.stores = {"train": train, "valid": valid}
         self.progress: dict[str, Progress] = {}
 
@@ -75,13 +96,17 @@ class _Run:
                 mean_pose = torch.tensor(lifter.metadata["mean_pose"])
                 evaluation = evaluate(found, lifter, self.stores["valid"], mean_pose)
                 errors = evaluation.errors
-                self._draw_predictions(detector, evaluation)
                 logger.info("\n%s", table(errors))
-        plots.curves({name: progress.history for name, progress in self.progress.items()}, self.folder / "curves.png")
+                if self.ranks.main:
+                    self._draw_predictions(detector, evaluation)
+                    _write_text(self.folder / "table.txt", table(errors))
+        if self.ranks.main:
+            history = {name: progress.history for name, progress in self.progress.items()}
+            plots.curves(history, self.folder / "curves.png")
         return {**errors, **_speeds(self.progress)}
 
     def _fit(self, stage: Stage) -> None:
-        with _tensorboard(self.folder) as writer:
+        with _tensorboard(self.folder) if self.ranks.main else nullcontext() as writer:
             fit = Fit(
                 stage,
                 self.folder,
@@ -89,6 +114,7 @@ class _Run:
                 writer=writer,
                 resume=self.config.resume,
                 checkpoint_minutes=self.config.checkpoint_minutes,
+                ranks=self.ranks,
             )
             self.progress[stage.name] = fit.run()
 
@@ -96,7 +122,7 @@ class _Run:
         """Trained now, or for ``--stage lifter`` the one in the run directory, if there is one."""
         path = self.folder / "hrnet.safetensors"
         if self.config.stage != "lifter":
-            stage = DetectorStage(self.config, self.stores["train"], self.stores["valid"], self.device)
+            stage = DetectorStage(self.config, self.stores["train"], self.stores["valid"], self.device, self.ranks)
             for loader in (stage.loader, stage.valid_loader):
                 _report_skipped(loader)
             self._fit(stage)
@@ -106,7 +132,8 @@ class _Run:
 
     def _detect(self, detector: nn.Module, split: str) -> Detections:
         logger.info("detecting joints in the %s pictures", {"train": "training", "valid": "validation"}[split])
-        return detect_all(detector, make_loader(self.stores[split], self.config, self.device), self.config)
+        loader = make_loader(self.stores[split], self.config, self.device, self.ranks)
+        return detect_all(detector, loader, self.config, self.ranks)
 
     def _lifter(self, detector: nn.Module | None, found: Detections | None) -> nn.Module:
         needs_detections = self.config.lifter.input != "true_2d"
@@ -118,7 +145,7 @@ class _Run:
         train_found = self._detect(detector, "train") if needs_detections else None
         train = LifterSamples.from_store(self.stores["train"], self.device, train_found)
         valid = LifterSamples.from_store(self.stores["valid"], self.device, found)
-        self._fit(LifterStage(self.config, train, valid, trained_on=str(self.stores["train"].path)))
+        self._fit(LifterStage(self.config, train, valid, str(self.stores["train"].path), self.ranks))
         return load_checkpoint(self.folder / "lifter.safetensors").to(self.device)
 
     def _draw_predictions(self, detector: nn.Module, evaluation: Evaluation, count: int = 8) -> None:
@@ -144,6 +171,8 @@ def run_directory(config: TrainConfig) -> Path:
     """
     if config.out is not None:
         started = (config.out / "config.json").exists()
+        if config.resume and not started:
+            raise ValueError(f"--resume: {config.out} holds no run (no config.json); leave --resume out to start one")
         if started and not config.resume and config.stage != "lifter":
             raise ValueError(f"--out {config.out} already holds a run: go on with --resume, or choose another folder")
         return config.out
@@ -155,11 +184,17 @@ def run_directory(config: TrainConfig) -> Path:
     return Path("runs") / f"{config.preset}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def _open_data(config: TrainConfig, folder: Path) -> tuple[Path, Path]:
-    if config.data is not None:
-        return open_dataset(config.data, cache=folder / "data")
-    sample = bundled_sample()
-    return sample["train"], sample["valid"]
+def _open_data(config: TrainConfig, folder: Path, ranks: Ranks) -> tuple[Path, Path]:
+    """Stores for training and validation; the first rank converts a dataset, the others wait and find it converted."""
+    if config.data is None:
+        sample = bundled_sample()
+        return sample["train"], sample["valid"]
+    if not ranks.main:
+        ranks.wait()
+    paths = open_dataset(config.data, cache=folder / "data")
+    if ranks.main:
+        ranks.wait()
+    return paths
 
 
 def _report_skipped(loader: ImageLoader) -> None:
@@ -167,14 +202,16 @@ def _report_skipped(loader: ImageLoader) -> None:
         logger.info("left out %d damaged pictures:\n%s", len(loader.skipped), "\n".join(loader.skipped.values()))
 
 
-def _start_log(folder: Path) -> None:
-    """Lines go to the terminal, around the progress bar, and to train.log."""
+def _start_log(folder: Path, ranks: Ranks) -> None:
+    """Lines of the first rank go to the terminal, around the progress bar, and to train.log."""
     folder.mkdir(parents=True, exist_ok=True)
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.INFO if ranks.main else logging.ERROR)
     logger.propagate = False
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()
+    if not ranks.main:
+        return
     file = logging.FileHandler(folder / "train.log")
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     logger.addHandler(file)
@@ -197,8 +234,12 @@ def _tensorboard(folder: Path) -> Iterator[Any]:
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
+    _write_text(path, json.dumps(value, indent=2, default=str))
+
+
+def _write_text(path: Path, text: str) -> None:
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, default=str) + "\n")
+        temporary.write_text(text + "\n")
 
 
 def _speeds(progress: dict[str, Progress]) -> dict[str, float | None]:
