@@ -37,12 +37,14 @@ struct AxisTables {
   R* values;              // [J, W + H]
   JointTarget<R>* joint;  // [J] of the item
   int32_t* reached;       // [H] how many of them reach a row
+  int32_t* reaching;      // [H, J] which ones, first `reached` of a row
 
   AxisTables(Arena& arena, const MapTask& task)
       : whole(arena.take<R>(2 * kTableReach + 1)),
         values(arena.take<R>(task.interleaved() * (task.maps.width + task.maps.height))),
         joint(arena.take<JointTarget<R>>(task.interleaved())),
-        reached(arena.take<int32_t>(task.maps.height)) {}
+        reached(arena.take<int32_t>(task.maps.height)),
+        reaching(arena.take<int32_t>(task.maps.height * task.interleaved())) {}
 
   static float inv_two_variance(const Codec& codec) { return 1.0f / (2.0f * codec.sigma * codec.sigma); }
 
@@ -76,7 +78,7 @@ struct AxisTables {
       fill_axis(next, width, t.x0, t.x1, t.cx, 1, task.codec);
       fill_axis(next + width, height, t.y0, t.y1, t.cy, task.codec.amplitude, task.codec);
       joint[j] = {t, next, next + width};
-      for (int y = t.y0; y < t.y1; ++y) ++reached[y];
+      for (int64_t y = t.y0; y < t.y1; ++y) reaching[y * task.interleaved() + reached[y]++] = static_cast<int32_t>(j);
       next += width + height;
     }
   }
@@ -91,14 +93,20 @@ struct AxisTables {
   // Writes row y of the item, [W, J], as elements of type T.
   template <class T>
   void write_row(T* row, int64_t y, const MapTask& task) const {
-    const int64_t joints = task.interleaved(), width = task.maps.width;
-    if (joints == 1) return write_product(row, joint[0].x, joint[0].y[y], width);
-    write_zeros(row, width * joints);
-    for (int64_t j = 0; j < joints; ++j) {
+    if (task.interleaved() == 1) return write_product(row, joint[0].x, joint[0].y[y], task.maps.width);
+    write_zeros(row, task.maps.width * task.interleaved());
+    each_pixel(y, task, [&](int64_t at, R value, bool) { from_float(value, row[at]); });
+  }
+
+  // Calls `use(element of the row, value, whether this is the joint's last row)` wherever a joint draws in row y.
+  template <class Use>
+  void each_pixel(int64_t y, const MapTask& task, const Use& use) const {
+    const int64_t joints = task.interleaved();
+    for (int64_t i = 0; i < reached[y]; ++i) {
+      const int64_t j = reaching[y * joints + i];
       const Target& t = joint[j].target;
-      if (y < t.y0 || y >= t.y1) continue;
       const R gy = joint[j].y[y];
-      for (int x = t.x0; x < t.x1; ++x) from_float(gy * joint[j].x[x], row[x * joints + j]);
+      for (int x = t.x0; x < t.x1; ++x) use(x * joints + j, gy * joint[j].x[x], y + 1 == t.y1);
     }
   }
 

@@ -11,7 +11,7 @@ template <class R>
 struct Patterns {
   R* scale;  // [J * lanes] of the gradient
   R* sum;    // [J * lanes] of squared differences
-  R* row;    // [W, J] target of one row
+  R* row;    // [W, J] target of one row, zero where no joint draws
 
   Patterns(Arena& arena, const MapTask& task, int lanes)
       : scale(arena.take<R>(task.interleaved() * lanes)),
@@ -25,48 +25,64 @@ struct Loss {
   using Vec = typename Arithmetic<T>::Vec;
   static constexpr int kLanes = Arithmetic<T>::kLanes;
 
-  // One vector: sum += (p - t)^2, grad = scale * (p - t).
-  HPE_SIMD void step(const T* p, const R* t, T* grad, Vec scale, Vec& sum) {
-    Vec d = load(p);
-    if (t) d -= load(t);
+  // One vector of differences d = p - t: sum += d^2, grad = scale * d.
+  HPE_SIMD void step(Vec d, T* grad, Vec scale, Vec& sum) {
     if (kSum) sum = mul_add(d, d, sum);
     if (kGrad) store(grad, scale * d);
   }
 
-  // n elements from the start of a row, with their targets t (null: all zero, so p is read and nothing else).
+  HPE_SIMD Vec difference(const T* p, const R* t, int64_t at) { return t ? load(p) - load(t + at) : load(p); }
+
+  // n elements of interleaved maps from the start of a row, with their targets t (null: all zero). kJoints: how many
+  // maps, where the compiler may know it and keep their sums in registers; else 0.
+  template <int kJoints>
   HPE_SIMD void run(const T* p, const R* t, T* grad, const Patterns<R>& patterns, int64_t joints, int64_t n) {
-    if (joints == 1) return run_one(p, t, grad, patterns, n);
-    const int64_t vectors = n / kLanes;
-    const R* const scales = patterns.scale;  // copies, which the compiler knows that no store changes
-    R* const sums = patterns.sum;
-    for (int64_t v = 0; v < vectors; v += joints) {
-      const int64_t count = vectors - v < joints ? vectors - v : joints;
-      for (int64_t k = 0; k < count; ++k) {
-        const int64_t at = (v + k) * kLanes;
-        Vec sum = kSum ? load(sums + k * kLanes) : Vec{};
-        step(p + at, t ? t + at : nullptr, kGrad ? grad + at : nullptr, load(scales + k * kLanes), sum);
-        if (kSum) store(sums + k * kLanes, sum);
-      }
+    const int64_t vectors = n / kLanes, periodic = kJoints ? vectors / kJoints * kJoints : 0;
+    if (periodic) whole_periods<kJoints>(p, t, grad, patterns, periodic);
+    for (int64_t v = periodic, k = 0; v < vectors; ++v, k = k + 1 == joints ? 0 : k + 1) {
+      const int64_t at = v * kLanes;
+      Vec sum = kSum ? load(patterns.sum + k * kLanes) : Vec{};
+      step(difference(p + at, t, at), kGrad ? grad + at : nullptr, load(patterns.scale + k * kLanes), sum);
+      if (kSum) store(patterns.sum + k * kLanes, sum);
     }
     if (n % kLanes) tail(p, t, grad, patterns, joints, n);
   }
 
-  // The same where one scale and one sum serve all vectors: they stay in registers, four sums to hide their latency.
-  HPE_SIMD void run_one(const T* p, const R* t, T* grad, const Patterns<R>& patterns, int64_t n) {
-    const Vec scale = load(patterns.scale);
-    Vec sums[4] = {load(patterns.sum), Vec{}, Vec{}, Vec{}};
+  template <int kJoints>
+  HPE_SIMD void whole_periods(const T* p, const R* t, T* grad, const Patterns<R>& patterns, int64_t vectors) {
+    Vec sums[kJoints ? kJoints : 1];
+    const R* const scales = patterns.scale;  // a copy, which the compiler knows that no store changes
+    for (int k = 0; k < kJoints; ++k) sums[k] = load(patterns.sum + k * kLanes);
+    for (int64_t v = 0; v < vectors; v += kJoints) {
+#pragma GCC unroll 32
+      for (int k = 0; k < kJoints; ++k) {
+        const int64_t at = (v + k) * kLanes;
+        step(difference(p + at, t, at), kGrad ? grad + at : nullptr, load(scales + k * kLanes), sums[k]);
+      }
+    }
+    for (int k = 0; k < kJoints; ++k) store(patterns.sum + k * kLanes, sums[k]);
+  }
+
+  // n elements of one map from the start of a row, with the target gy * gx (gx null: zero). Four sums, which stay in
+  // registers from row to row, hide each other's latency.
+  HPE_SIMD void run_one(const T* p, const R* gx, R gy, T* grad, Vec scale, int64_t n, Vec (&sums)[4]) {
+    const Vec factor = splat<Vec>(gy);
     int64_t at = 0;
     for (; at + 4 * kLanes <= n; at += 4 * kLanes) {
       for (int i = 0; i < 4; ++i) {
         const int64_t here = at + i * kLanes;
-        step(p + here, t ? t + here : nullptr, kGrad ? grad + here : nullptr, scale, sums[i]);
+        step(gx ? load(p + here) - factor * load(gx + here) : load(p + here), kGrad ? grad + here : nullptr, scale,
+             sums[i]);
       }
     }
     for (; at + kLanes <= n; at += kLanes) {
-      step(p + at, t ? t + at : nullptr, kGrad ? grad + at : nullptr, scale, sums[0]);
+      step(gx ? load(p + at) - factor * load(gx + at) : load(p + at), kGrad ? grad + at : nullptr, scale, sums[0]);
     }
-    store(patterns.sum, (sums[0] + sums[1]) + (sums[2] + sums[3]));
-    if (n % kLanes) tail(p, t, grad, patterns, 1, n);
+    if (at == n) return;
+    const Vec d = load_partial(p + at, n - at);
+    const Vec rest = gx ? d - factor * load_partial(gx + at, n - at) : d;
+    if (kSum) sums[0] = mul_add(rest, rest, sums[0]);
+    if (kGrad) store_partial(grad + at, scale * rest, n - at);
   }
 
   static void tail(const T* p, const R* t, T* grad, const Patterns<R>& patterns, int64_t joints, int64_t n) {
@@ -97,22 +113,45 @@ struct Loss {
     }
   }
 
-  static void one_item(const LossTask& task, int64_t item, const AxisTables<R>& tables, const Patterns<R>& patterns) {
+  static void one_map(const LossTask& task, const T* p, T* grad, const JointTarget<R>& joint,
+                      const Patterns<R>& patterns) {
+    const int64_t width = task.maps.width, first = joint.target.y0 * width, last = joint.target.y1 * width;
+    const int64_t end = task.maps.height * width;
+    const Vec scale = load(patterns.scale);
+    Vec sums[4] = {};
+    run_one(p, nullptr, 0, grad, scale, first, sums);
+    for (int64_t at = first, y = joint.target.y0; at < last; at += width, ++y) {
+      run_one(p + at, joint.x, joint.y[y], grad + at, scale, width, sums);
+    }
+    run_one(p + last, nullptr, 0, grad + last, scale, end - last, sums);
+    store(patterns.sum, (sums[0] + sums[1]) + (sums[2] + sums[3]));
+  }
+
+  template <int kJoints>
+  static void interleaved_maps(const LossTask& task, const T* map, T* grad, const AxisTables<R>& tables,
+                               const Patterns<R>& patterns) {
     const int64_t joints = task.interleaved(), row_elements = task.maps.width * joints;
+    // What a joint drew in a row is overwritten in the next, and erased after its last: fewer stores than to clear
+    // rows.
+    R* const row = patterns.row;
+    for (int64_t y = 0; y < task.maps.height; ++y) {
+      const int64_t at = y * row_elements;
+      tables.each_pixel(y, task, [&](int64_t i, R value, bool) { row[i] = value; });
+      run<kJoints>(map + at, tables.reached[y] ? row : nullptr, grad + at, patterns, joints, row_elements);
+      tables.each_pixel(y, task, [&](int64_t i, R, bool last_row) {
+        if (last_row) row[i] = 0;
+      });
+    }
+  }
+
+  static void one_item(const LossTask& task, int64_t item, const AxisTables<R>& tables, const Patterns<R>& patterns) {
     const T* map = static_cast<const T*>(task.heatmaps) + item * task.item_elements();
     T* grad = kGrad ? static_cast<T*>(task.grad) + item * task.item_elements() : nullptr;
-    for (int64_t y = 0; y < task.maps.height;) {
-      const int64_t at = y * row_elements;
-      int64_t rows = tables.empty_rows(y, task);
-      if (rows > 0) {
-        run(map + at, nullptr, grad + at, patterns, joints, rows * row_elements);
-      } else {
-        rows = 1;
-        tables.write_row(patterns.row, y, task);
-        run(map + at, patterns.row, grad + at, patterns, joints, row_elements);
-      }
-      y += rows;
+    if (task.maps.channels_last) {
+      const auto maps = task.maps.joints == 17 ? interleaved_maps<17> : interleaved_maps<0>;  // Human3.6M's, and COCO's
+      return maps(task, map, grad, tables, patterns);
     }
+    one_map(task, map, grad, tables.joint[0], patterns);
   }
 
   static void items(const LossTask& task, int64_t first, int64_t last, void* scratch) {
@@ -120,6 +159,7 @@ struct Loss {
     AxisTables<R> tables(arena, task);
     const Patterns<R> patterns(arena, task, kLanes);
     tables.prepare(task.codec);
+    tables.write_zeros(patterns.row, task.maps.width * task.interleaved());
     for (int64_t item = first; item < last; ++item) {
       tables.set_item(task, item);
       if (kGrad) set_scales(task, item, tables, patterns);

@@ -23,55 +23,64 @@ constexpr int64_t kSlotsPerThread = 4;  // finer than one range a thread: a core
 
 thread_local int num_threads = 1;
 
-// One call of parallel_for, shared by its threads: whoever is free takes the next slot.
+// One call of parallel_for, shared by its threads. Each begins with its own share of the slots, the same in every call,
+// whose memory its core's caches may still hold; then it helps the others.
 struct Job {
   Body body;
   const void* task;
   int64_t items, slots;
   std::byte* scratch;  // [threads, scratch_bytes]
   size_t scratch_bytes;
-  std::atomic<int64_t> next_slot{0}, next_worker{0};
+  std::vector<std::atomic<bool>> taken;  // [slots]
 
-  void work() noexcept {
-    void* own = scratch + next_worker.fetch_add(1, std::memory_order_relaxed) * scratch_bytes;
-    for (;;) {
-      const int64_t slot = next_slot.fetch_add(1, std::memory_order_relaxed);
-      if (slot >= slots) return;
-      body(task, items * slot / slots, items * (slot + 1) / slots, own);
+  void work(int worker, int threads) noexcept {
+    const int64_t share = slots * worker / threads;
+    for (int64_t i = 0; i < slots; ++i) {
+      const int64_t slot = (share + i) % slots;
+      if (taken[slot].exchange(true, std::memory_order_relaxed)) continue;
+      body(task, items * slot / slots, items * (slot + 1) / slots, scratch + worker * scratch_bytes);
     }
   }
 };
 
-void work_on(void* job) { static_cast<Job*>(job)->work(); }
+// The OpenMP runtime that torch has loaded. Linking one here would add a second pool of threads that spins on the same
+// cores. (dlsym on a handle searches its dependencies, so this finds torch's own copy whatever it is called.)
+struct Gomp {
+  void (*parallel)(void (*)(void*), void*, unsigned, unsigned) = nullptr;
+  int (*thread)() = nullptr;   // number of the calling thread in its team
+  int (*threads)() = nullptr;  // in the team: at most what was asked for
 
-using GompParallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
-
-// The OpenMP runtime that torch has loaded, or null. Linking one here would add a second pool of threads that spins on
-// the same cores. (dlsym on a handle searches its dependencies, so this finds torch's own copy whatever it is called.)
-GompParallel find_gomp_parallel() {
-  void* torch = dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD);
-  return torch ? reinterpret_cast<GompParallel>(dlsym(torch, "GOMP_parallel")) : nullptr;
-}
+  Gomp() {
+    void* torch = dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD);
+    if (!torch) return;
+    parallel = reinterpret_cast<decltype(parallel)>(dlsym(torch, "GOMP_parallel"));
+    thread = reinterpret_cast<decltype(thread)>(dlsym(torch, "omp_get_thread_num"));
+    threads = reinterpret_cast<decltype(threads)>(dlsym(torch, "omp_get_num_threads"));
+  }
+  bool found() const { return parallel && thread && threads; }
+};
 
 // A forked child inherits the pool's bookkeeping but not its threads, and would wait for them for ever.
 std::atomic<bool> pool_lost{false};
 
-GompParallel gomp_parallel() {
-  static const GompParallel found = [] {
+const Gomp& gomp() {
+  static const Gomp runtime = [] {
     pthread_atfork(nullptr, nullptr, [] { pool_lost = true; });
-    return find_gomp_parallel();
+    return Gomp();
   }();
-  return pool_lost ? nullptr : found;
+  return runtime;
 }
+
+void work_in_team(void* job) { static_cast<Job*>(job)->work(gomp().thread(), gomp().threads()); }
 
 void run_on_own_threads(Job& job, int threads) {
   std::vector<std::thread> others;
   others.reserve(threads - 1);
   try {
-    for (int i = 1; i < threads; ++i) others.emplace_back(work_on, &job);
+    for (int i = 1; i < threads; ++i) others.emplace_back(&Job::work, &job, i, threads);
   } catch (const std::system_error&) {  // no more threads to be had: those there are do the work
   }
-  job.work();
+  job.work(0, threads);
   for (std::thread& other : others) other.join();
 }
 
@@ -90,9 +99,10 @@ void parallel_for(int64_t items, int64_t bytes_per_item, size_t scratch_bytes, B
   const std::unique_ptr<std::byte, AlignedDelete> scratch(
       static_cast<std::byte*>(::operator new(threads * scratch_bytes + kAlignment, std::align_val_t(kAlignment))));
   if (threads == 1) return body(task, 0, items, scratch.get());
-  Job job{body, task, items, std::min(items, threads * kSlotsPerThread), scratch.get(), scratch_bytes};
-  if (const GompParallel parallel = gomp_parallel()) {
-    parallel(work_on, &job, static_cast<unsigned>(threads), 0);
+  const int64_t slots = std::min(items, threads * kSlotsPerThread);
+  Job job{body, task, items, slots, scratch.get(), scratch_bytes, std::vector<std::atomic<bool>>(slots)};
+  if (gomp().found() && !pool_lost) {
+    gomp().parallel(work_in_team, &job, static_cast<unsigned>(threads), 0);
   } else {
     run_on_own_threads(job, threads);
   }

@@ -228,14 +228,27 @@ def _no_second_gradient(ctx, *grad_out: Tensor):
 
 
 class HeatmapMSE(torch.autograd.Function):
-    """The recorded call without the dispatcher, which would double its cost on the host; see :func:`is_plain`."""
+    """The recorded call without the dispatcher, which would double its cost on the host; see :func:`is_plain`.
+
+    On the CPU the forward pass also leaves the gradient, so that backward, whose factor is 1 unless something scales
+    the loss, has nothing to do. On CUDA looking at that factor would wait for the device.
+    """
 
     @staticmethod
-    def forward(ctx, *inputs):
-        _save_for_backward(ctx, inputs, None)
-        return heatmap_mse(*inputs)
+    def forward(ctx, heatmaps, keypoints, weights, codec, per_joint):
+        _save_for_backward(ctx, (heatmaps, keypoints, weights, codec, per_joint), None)
+        ctx.ready = None
+        if per_joint or not heatmaps.is_cpu:
+            return heatmap_mse(heatmaps, keypoints, weights, codec, per_joint)
+        loss, ctx.ready, _ = heatmap_mse_and_grad(heatmaps, keypoints, weights, codec, 1.0)
+        return loss
 
-    backward = staticmethod(_heatmap_mse_gradient)
+    @staticmethod
+    def backward(ctx, grad_out):
+        ready, ctx.ready = ctx.ready, None  # handed out once: with retain_graph, nobody changes another's gradient
+        if ready is None or torch.is_grad_enabled() or not is_plain(grad_out) or grad_out.item() != 1:
+            return _heatmap_mse_gradient(ctx, grad_out)
+        return ready, None, None, None, None
 
 
 _register("heatmap_mse", heatmap_mse, _heatmap_mse_fake, differentiable=True)
