@@ -76,18 +76,19 @@ def assert_same(a, b):
         assert torch.equal(a[name], b[name]), name
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize(("optimizer", "ema"), [("sgd", 0.0), ("adamw", 0.0), ("adamw", 0.9)])
 @pytest.mark.parametrize("stop_at", [1, 5, 7, 19])
-def test_a_resumed_run_ends_with_the_same_bits(tmp_path, stop_at, optimizer):
-    whole = ToyStage(optimizer=optimizer)
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path, stop_at, optimizer, ema):
+    whole = ToyStage(optimizer=optimizer, ema=ema)
     history = Fit(whole, tmp_path / "whole").run().history
-    broken = ToyStage(stop_at=stop_at, optimizer=optimizer)
+    broken = ToyStage(stop_at=stop_at, optimizer=optimizer, ema=ema)
     with pytest.raises(Interrupted, match=f"saved at step {stop_at}"):
         Fit(broken, tmp_path / "broken").run()
-    resumed = ToyStage(optimizer=optimizer)
+    resumed = ToyStage(optimizer=optimizer, ema=ema)
     torch.manual_seed(99)  # another process would stand somewhere else in its random numbers
     progress = Fit(resumed, tmp_path / "broken", resume=True).run()
     assert_same(weights(whole), weights(resumed))
+    assert_same(whole.update.evaluated.state_dict(), resumed.update.evaluated.state_dict())
     assert progress.step == whole.epochs * whole.steps_per_epoch
     assert [h["weight"] for h in progress.history] == [h["weight"] for h in history]
 
@@ -111,22 +112,69 @@ def test_a_loss_that_is_no_number_names_step_and_samples(tmp_path):
         Fit(stage, tmp_path / "run").run()
 
 
-def test_a_full_disk_leaves_the_checkpoint_of_before(tmp_path, monkeypatch):
-    stage = ToyStage()
-    path = tmp_path / "run" / "toy.state.pt"
-    save_state(path, stage.model, stage.update, Progress(step=3), stage.settings)
-    before = path.read_bytes()
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files")
+def test_a_full_disk_stops_a_run_and_leaves_the_checkpoint_of_before(tmp_path):
+    import resource
 
-    def full(_state, file):
-        with open(file, "wb") as out:
-            out.write(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="No space"):
-        save_state(path, stage.model, stage.update, Progress(step=4), stage.settings)
+    broken = ToyStage(stop_at=7)
+    with pytest.raises(Interrupted):
+        Fit(broken, tmp_path / "broken").run()
+    path = tmp_path / "broken" / "toy.state.pt"
+    before, files = path.read_bytes(), sorted(os.listdir(path.parent))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (len(before) // 2, limits[1])
+    )  # a write beyond it fails, as on a full disk
+    try:
+        with pytest.raises(
+            OSError, match=r"toy\.state\.pt: cannot write the checkpoint: .* the one of before is whole"
+        ):
+            Fit(ToyStage(), tmp_path / "broken", resume=True, checkpoint_minutes=1e-9).run()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == before
-    assert os.listdir(path.parent) == [path.name]
+    assert sorted(os.listdir(path.parent)) == files
+    whole = ToyStage()
+    Fit(whole, tmp_path / "whole").run()
+    resumed = ToyStage()
+    Fit(resumed, tmp_path / "broken", resume=True).run()
+    assert_same(weights(whole), weights(resumed))
+
+
+def test_the_best_epoch_is_kept_beside_the_last(tmp_path):
+    class Scripted(ToyStage):
+        scores = (0.2, 0.7, 0.7, 0.1)
+
+        def score(self, metrics):
+            epoch = self.steps // self.steps_per_epoch
+            seen[epoch] = weights(self)
+            return self.scores[epoch - 1]
+
+    seen = {}
+    progress = Fit(Scripted(), tmp_path / "run").run()
+    assert (progress.best_epoch, progress.best_score) == (2, 0.7)
+    best, last = (load_file(tmp_path / "run" / f"toy{part}.safetensors") for part in (".best", ""))
+    assert_same(best, seen[2])
+    assert_same(last, seen[4])
+    assert not torch.equal(best["0.weight"], last["0.weight"])
+
+
+def test_the_moving_average_is_what_is_evaluated_and_saved(tmp_path):
+    decay, stage = 0.75, ToyStage(ema=0.75)
+    expected = {name: value.double() for name, value in weights(stage).items()}
+    for steps, batch in enumerate(list(stage.batches(0, 0)) + list(stage.batches(1, 0)), start=1):
+        stage.step(batch)
+        share = max(1 - decay, 9 / (9 + steps))
+        for name, value in weights(stage).items():
+            expected[name] += share * (value.double() - expected[name])
+    average = stage.update.evaluated.state_dict()
+    for name in ("0.weight", "1.running_var", "3.bias"):
+        torch.testing.assert_close(average[name].double(), expected[name], rtol=1e-5, atol=1e-6)
+        assert not torch.equal(average[name], weights(stage)[name])
+    assert average["1.num_batches_tracked"] == 10
+    progress = Fit(stage, tmp_path / "run").run()
+    assert_same(load_file(tmp_path / "run" / "toy.safetensors"), stage.update.evaluated.state_dict())
+    assert progress.history[-1]["weight"] == float(stage.update.evaluated[0].weight.sum())
 
 
 def test_states_that_do_not_fit_are_refused(tmp_path):
@@ -231,8 +279,8 @@ def test_a_whole_run_writes_what_it_promises(tmp_path, small_dataset):
         "train.log",
         "curves.png",
         "predictions.png",
-        "hrnet.safetensors",
-        "lifter.safetensors",
+        "table.txt",
+        *(f"{stage}{part}.safetensors" for stage in ("hrnet", "lifter") for part in ("", ".best")),
     ):
         assert (run / name).stat().st_size > 0, name
     assert json.loads((run / "metrics.json").read_text()) == json.loads(json.dumps(metrics))
@@ -259,6 +307,9 @@ def test_the_command_line_names_what_is_wrong(tmp_path, small_dataset):
     missing = run("--data", "nowhere")
     assert missing.returncode == 2
     assert "nowhere" in missing.stderr
+    empty = run("--resume", "--out", "empty")
+    assert empty.returncode == 2
+    assert "empty holds no run" in empty.stderr
     nothing = run("--resume")
     assert nothing.returncode == 2
     assert "no run under runs/" in nothing.stderr
@@ -269,37 +320,41 @@ def test_the_command_line_names_what_is_wrong(tmp_path, small_dataset):
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_and_resumed_the_weights_are_the_same(tmp_path, small_dataset):
+def test_killed_twenty_times_and_resumed_the_weights_are_the_same(tmp_path, small_dataset):
+    """SIGKILL at random moments, of starting up as well as of training, saving and validating."""
     command = [
         *(sys.executable, "-m", "hpe_fast.train", "--data", str(small_dataset), "--preset", "quick"),
-        *(
-            "--detector.image-size",
-            "64",
-            "--detector.batch-size",
-            "4",
-            "--detector.epochs",
-            "3",
-            "--lifter.width",
-            "32",
-        ),
-        *("--lifter.batch-size", "8", "--lifter.epochs", "20", "--checkpoint-minutes", "0.002", "--threads", "1"),
+        *("--detector.image-size", "64", "--detector.batch-size", "4", "--detector.epochs", "8"),
+        *("--lifter.width", "32", "--lifter.batch-size", "8", "--lifter.epochs", "150"),
+        *("--detector.optimizer.ema", "0.9", "--checkpoint-minutes", "0.002", "--threads", "1"),
     ]
+    broken = tmp_path / "broken"
 
     def run(out, *more):
         return subprocess.Popen(
             [*command, "--out", str(out), *more], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
 
+    def log_size():
+        log = broken / "train.log"
+        return log.stat().st_size if log.exists() else 0
+
     assert run(tmp_path / "whole").wait() == 0
     random = np.random.default_rng(0)
-    broken = tmp_path / "broken"
-    for attempt in range(4):
-        process = run(broken, *(["--resume"] if attempt else []))
-        time.sleep(5 + 4 * random.random())
+    kills = 0
+    while kills < 20:
+        before = log_size()
+        process = run(broken, *(["--resume"] if (broken / "config.json").exists() else []))
+        if kills % 4:  # else from the start of the process
+            while process.poll() is None and log_size() == before:
+                time.sleep(0.02)
+        time.sleep(1.5 * random.random())
+        assert process.poll() is None, f"ended after {kills} kills: too short a run to be killed so often"
         process.kill()
         process.wait()
+        kills += 1
     assert run(broken, "--resume").wait() == 0
-    for name in ("hrnet.safetensors", "lifter.safetensors"):
+    for name in ("hrnet.safetensors", "lifter.safetensors", "hrnet.best.safetensors", "lifter.best.safetensors"):
         assert_same(load_file(broken / name), load_file(tmp_path / "whole" / name))
 
 

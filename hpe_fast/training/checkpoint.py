@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import pickle
 from dataclasses import asdict, dataclass, field
@@ -60,8 +61,15 @@ def save_state(
         "cuda_rng": ranks.gather(torch.cuda.get_rng_state(device)) if device.type == "cuda" else [],
     }
     if ranks.main:
-        with atomic_path(path) as temporary:
-            torch.save(state, temporary)
+        # Through memory: where the disk is full, torch's own writer fails without saying why.
+        content = io.BytesIO()
+        torch.save(state, content)
+        try:
+            with atomic_path(path) as temporary:
+                temporary.write_bytes(content.getbuffer())
+        except OSError as error:
+            kept = "; the one of before is whole" if path.exists() else ""
+            raise OSError(error.errno, f"{path}: cannot write the checkpoint: {error.strerror}{kept}") from error
 
 
 def restore_state(path: Path, model: nn.Module, update: Update, stage: dict, ranks: Ranks | None = None) -> Progress:

@@ -86,10 +86,7 @@ class Ranks:
         """What the first rank says."""
         if self.world == 1:
             return text
-        buffer = torch.zeros(4096, dtype=torch.uint8)
-        encoded = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
-        buffer[: len(encoded)] = encoded
-        buffer = buffer.to(self.device)
+        buffer = torch.tensor(list(text.encode().ljust(4096, b"\0")), dtype=torch.uint8, device=self.device)
         dist.broadcast(buffer, 0)
         return bytes(buffer.tolist()).rstrip(b"\0").decode()
 
