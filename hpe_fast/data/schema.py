@@ -23,6 +23,8 @@ LABELS: dict[str, tuple[str, tuple[int, ...]]] = {
     "action": ("<i4", ()),
     "camera": ("<i4", ()),
 }
+#: Labels that a store may have; rendered people do.
+OPTIONAL_LABELS: dict[str, tuple[str, tuple[int, ...]]] = {"occluded": ("|u1", (NUM_JOINTS,))}
 #: Labels that are rows of a table of names.
 TABLES = ("subject", "action", "camera")
 

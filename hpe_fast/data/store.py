@@ -13,6 +13,8 @@ Datasets (N rows, 17 joints in the order of :mod:`hpe_fast.skeleton`):
 ``/frame``            i8 [N]        number of the frame in its recording
 ``/subject`` ...      i4 [N]        row of ``/subject_names``; the same for ``/action`` and ``/camera``
 ``/name``             S [N]         UTF-8 name of the picture
+``/occluded``         u1 [N,17]     optional: 1 where something hides the joint
+``/recipe``           S [N]         optional: how the picture was made (JSON)
 ====================  ============  =============================================================================
 
 Attributes: ``format``, ``version``, ``image_size`` (height, width), ``joints``, ``units``, ``coordinates``, and
@@ -31,7 +33,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hpe_fast.data.jpeg import decode_picture, jpeg_problem
-from hpe_fast.data.schema import FORMAT, LABELS, TABLES, VERSION, DataError, row_in_words
+from hpe_fast.data.schema import FORMAT, LABELS, OPTIONAL_LABELS, TABLES, VERSION, DataError, row_in_words
 from hpe_fast.data.seal import check_seal
 from hpe_fast.data.store_writer import PoseStoreWriter
 from hpe_fast.skeleton import JOINTS, NUM_JOINTS
@@ -56,6 +58,7 @@ class PoseStore:
         attributes: the file's attributes.
         pose2d: f4 [N,17,2], pixels. visible: u1 [N,17]. pose3d: f4 [N,17,3], mm. intrinsics: f4 [N,4].
         frame: i8 [N]. crc32: u4 [N]. offset: i8 [N+1].
+        occluded: u1 [N,17], or ``None`` where it is not known.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -76,6 +79,7 @@ class PoseStore:
     pose3d: np.ndarray
     intrinsics: np.ndarray
     frame: np.ndarray
+    occluded: np.ndarray | None
     crc32: np.ndarray
     offset: np.ndarray
 
@@ -147,6 +151,16 @@ class PoseStore:
     def name(self) -> list[str]:
         """The picture's name, for each row."""
         return _decoded(self._names)
+
+    @cached_property
+    def recipe(self) -> list[str] | None:
+        """How the picture was made, for each row; ``None`` if that is not in the file."""
+        import h5py
+
+        with h5py.File(self.path, "r") as file:
+            if "recipe" not in file:
+                return None
+            return _decoded(self._dataset(file, "recipe", "S", (len(self),))[()])
 
     def read_jpeg(self, row: int) -> bytes:
         """JPEG bytes of a row, read at their place in the file and checked against the checksum.
@@ -236,6 +250,10 @@ class PoseStore:
         self._ids = {name: labels.pop(name) for name in TABLES}
         self._tables = {name: self._dataset(file, f"{name}_names", "S", (None,))[()] for name in TABLES}
         self._names = self._dataset(file, "name", "S", (rows,))[()]
+        self.occluded = None
+        for name, (dtype, shape) in OPTIONAL_LABELS.items():
+            if name in file:
+                labels[name] = self._dataset(file, name, dtype, (rows, *shape))[()]
         for name, values in labels.items():
             values.flags.writeable = False
             setattr(self, name, values)
@@ -256,6 +274,8 @@ class PoseStore:
         self._check("offset", (sizes <= 0) if self.has_images else (sizes != 0), "does not increase")
         self._check("pose2d", ~np.isfinite(self.pose2d), "is not finite")
         self._check("visible", self.visible > 1, "is neither 0 nor 1")
+        if self.occluded is not None:
+            self._check("occluded", self.occluded > 1, "is neither 0 nor 1")
         self._check("pose3d", np.isinf(self.pose3d), "is infinite")
         self._check("intrinsics", np.isinf(self.intrinsics), "is infinite")
         self._check("intrinsics", self.intrinsics[:, :2] <= 0, "has a focal length <= 0")

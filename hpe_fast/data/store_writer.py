@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hpe_fast.data.jpeg import jpeg_problem
-from hpe_fast.data.schema import COORDINATES, FORMAT, LABELS, TABLES, UNITS, VERSION, row_in_words
+from hpe_fast.data.schema import COORDINATES, FORMAT, LABELS, OPTIONAL_LABELS, TABLES, UNITS, VERSION, row_in_words
 from hpe_fast.data.seal import SEAL_BYTES, seal
 from hpe_fast.files import atomic_path
 from hpe_fast.skeleton import JOINTS
@@ -63,6 +63,8 @@ class PoseStoreWriter:
         self._attributes = attributes
         self._tables: dict[str, dict[str, int]] = {name: {} for name in TABLES}
         self._names: list[bytes] = []
+        self._occluded: list[bytes] = []
+        self._recipes: list[bytes] = []
         self._end = 0
 
     def __len__(self) -> int:
@@ -92,6 +94,8 @@ class PoseStoreWriter:
         camera: str = "",
         frame: int = 0,
         name: str = "",
+        occluded: np.ndarray | None = None,
+        recipe: str = "",
     ) -> None:
         """Add a row.
 
@@ -102,6 +106,8 @@ class PoseStoreWriter:
             pose3d: [17,3] mm in the camera frame; ``None`` or NaN: not known.
             intrinsics: [4] fx, fy, cx, cy of the picture; ``None`` or NaN: not known.
             subject, action, camera, frame, name: where the row comes from.
+            occluded: [17], 1 where something hides the joint; given for every row or for none.
+            recipe: how the row was made (JSON), for pictures that can be made again.
 
         Raises:
             ValueError: naming the row, the picture and the argument that does not fit.
@@ -115,11 +121,19 @@ class PoseStoreWriter:
         row["intrinsics"] = np.nan if intrinsics is None else _checked("intrinsics", intrinsics, where)
         for table, value in zip(TABLES, (subject, action, camera), strict=True):
             row[table] = self._tables[table].setdefault(str(value), len(self._tables[table]))
+        self._append_optional(occluded, recipe, where)
         row["frame"], row["crc32"], row["end"] = frame, zlib.crc32(data), self._end + len(data)
         self._blob.write(data)
         self._rows.write(row.tobytes())
         self._end += len(data)
         self._names.append(str(name).encode())
+
+    def _append_optional(self, occluded: np.ndarray | None, recipe: str, where: str) -> None:
+        if len(self) and (occluded is None) != (not self._occluded):
+            raise ValueError(f"{where}: occluded must be given for every row or for none")
+        if occluded is not None:
+            self._occluded.append(_checked("occluded", occluded, where).astype(np.uint8).tobytes())
+        self._recipes.append(str(recipe).encode())
 
     def _checked_jpeg(self, jpeg: bytes | None, where: str) -> bytes:
         if len(self) and (jpeg is None) != (self._end == 0):
@@ -137,7 +151,8 @@ class PoseStoreWriter:
         self._rows.seek(0)
         rows = np.frombuffer(self._rows.read(), _ROW)
         names = [_encoded(self._names), *(_encoded([v.encode() for v in table]) for table in self._tables.values())]
-        _need_space(self.path, self._end + rows.nbytes + sum(array.nbytes for array in names) + _SPARE_BYTES)
+        optional = sum(map(len, self._occluded)) + sum(map(len, self._recipes))
+        _need_space(self.path, self._end + rows.nbytes + optional + sum(array.nbytes for array in names) + _SPARE_BYTES)
         with atomic_path(self.path) as temporary:
             try:
                 with h5py.File(temporary, "w", userblock_size=SEAL_BYTES) as file:
@@ -155,6 +170,11 @@ class PoseStoreWriter:
         file.create_dataset("offset", data=np.concatenate([[0], rows["end"]]).astype("<i8"))
         for name, values in zip(("name", *(f"{table}_names" for table in TABLES)), names, strict=True):
             file.create_dataset(name, data=values)
+        if self._occluded:
+            flags = np.frombuffer(b"".join(self._occluded), np.uint8)
+            file.create_dataset("occluded", data=flags.reshape(-1, *OPTIONAL_LABELS["occluded"][1]))
+        if any(self._recipes):
+            file.create_dataset("recipe", data=_encoded(self._recipes), compression="gzip")
         self._copy_blob(file)
 
     def _copy_blob(self, file: h5py.File) -> None:
@@ -166,12 +186,12 @@ class PoseStoreWriter:
 
 
 def _checked(name: str, value: np.ndarray, where: str) -> np.ndarray:
-    values, shape = np.asarray(value, np.float64), LABELS[name][1]
+    values, shape = np.asarray(value, np.float64), (LABELS | OPTIONAL_LABELS)[name][1]
     if values.shape != shape:
         raise ValueError(f"{where}: {name} must have shape {list(shape)}, got {list(values.shape)}")
-    if np.isinf(values).any() or (name in ("pose2d", "visible") and np.isnan(values).any()):
+    if np.isinf(values).any() or (name in ("pose2d", "visible", "occluded") and np.isnan(values).any()):
         raise ValueError(f"{where}: {name} must be finite")
-    if name == "visible" and not np.isin(values, (0, 1)).all():
+    if name in ("visible", "occluded") and not np.isin(values, (0, 1)).all():
         raise ValueError(f"{where}: {name} must be 0 or 1")
     if name == "intrinsics" and (values[:2] <= 0).any():
         raise ValueError(f"{where}: {name} must have positive focal lengths, got {values[:2].tolist()}")

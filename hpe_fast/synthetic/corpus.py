@@ -1,0 +1,240 @@
+"""Renders a corpus into a pose store, in parts by several processes, so that it can be interrupted at any moment.
+
+Parts are pose stores themselves, in ``OUT.parts`` beside the file: they are whole or not there. A picture depends on
+the settings and its number only, so it does not matter who draws which part, and in how many sittings.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+
+from hpe_fast.data.store import DataError, PoseStore, PoseStoreWriter
+from hpe_fast.files import atomic_path
+from hpe_fast.synthetic.extra import require
+from hpe_fast.synthetic.splits import SPLITS
+from hpe_fast.synthetic.studio import Row, Settings, Studio
+
+#: Grows when the same settings give other pictures.
+RECIPE_VERSION = 1
+_PART_ROWS = 48
+_SIZES = (32, 1024)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """``count`` pictures of ``settings`` in the file ``out``."""
+
+    out: Path
+    count: int
+    settings: Settings
+
+    @property
+    def parts(self) -> Path:
+        """Directory of what is rendered already."""
+        return self.out.with_name(f"{self.out.name}.parts")
+
+    def ranges(self) -> list[range]:
+        """Numbers of the pictures of each part."""
+        return [range(first, min(first + _PART_ROWS, self.count)) for first in range(0, self.count, _PART_ROWS)]
+
+    def part(self, rows: range) -> Path:
+        """File of a part."""
+        return self.parts / f"{rows[0]:08d}.h5"
+
+    def description(self) -> str:
+        """What decides how the pictures look, as JSON."""
+        settings = self.settings
+        known = {"version": RECIPE_VERSION, "seed": settings.seed, "split": settings.split, "size": settings.size}
+        known |= {"people": settings.people, "count": self.count, "device": settings.device.split(":")[0]}
+        return json.dumps(known | {"assets": _inventory(settings.assets), "mocap": _inventory(settings.mocap)})
+
+
+def render_corpus(corpus: Corpus, workers: int = 1, progress: Callable[[int, int], None] | None = None) -> Path:
+    """Render what is missing and write the file.
+
+    Args:
+        corpus: what to render.
+        workers: processes.
+        progress: called with the pictures that are done and the count, first with what was there already.
+
+    Returns:
+        The pose store's path. If it is there already, made with the same settings, nothing is done.
+
+    Raises:
+        ValueError: for settings without sense, missing packages, files that cannot be used, or if ``out`` or its parts
+            were made with other settings.
+        OSError: if the disk is full or not writable.
+    """
+    _check(corpus, workers)
+    require()
+    if corpus.out.exists():
+        _check_same(corpus, corpus.out)
+        return corpus.out
+    _begin(corpus)
+    missing = [rows for rows in corpus.ranges() if not _is_whole(corpus.part(rows), len(rows))]
+    done = corpus.count - sum(map(len, missing))
+    progress = progress or (lambda *_: None)
+    progress(done, corpus.count)
+    for rows in _rendered(corpus, missing, workers):
+        done += len(rows)
+        progress(done, corpus.count)
+    _merge(corpus)
+    shutil.rmtree(corpus.parts)
+    return corpus.out
+
+
+def _check(corpus: Corpus, workers: int) -> None:
+    settings = corpus.settings
+    for name, value, least in (("count", corpus.count, 1), ("workers", workers, 1), ("people", settings.people, 1)):
+        if value < least:
+            raise ValueError(f"--{name} must be at least {least}, got {value}")
+    if settings.seed < 0:
+        raise ValueError(f"--seed must not be negative, got {settings.seed}")
+    if settings.split not in SPLITS:
+        raise ValueError(f"--split must be one of {', '.join(SPLITS)}, got {settings.split!r}")
+    if not _SIZES[0] <= settings.size <= _SIZES[1]:
+        raise ValueError(f"--size must be {_SIZES[0]} to {_SIZES[1]} pixels, got {settings.size}")
+    for name, folder in (("assets", settings.assets), ("mocap", settings.mocap)):
+        if folder is not None and not folder.is_dir():
+            raise ValueError(f"--{name} {folder}: no such directory")
+    if corpus.out.is_dir():
+        raise ValueError(f"--out {corpus.out}: is a directory, want a file to write")
+
+
+def _check_same(corpus: Corpus, store: Path) -> None:
+    made = PoseStore(store).attributes.get("synthesis")
+    if made != corpus.description():
+        raise ValueError(f"--out {store}: is there already, made with other settings; remove it or choose another name")
+
+
+def _inventory(folder: Path | None) -> str:
+    """A checksum of the names and sizes of a folder's files."""
+    import hashlib
+
+    if folder is None:
+        return ""
+    lines = [f"{p.relative_to(folder)} {p.stat().st_size}" for p in sorted(folder.rglob("*")) if p.is_file()]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def _begin(corpus: Corpus) -> None:
+    """The directory for the parts, with a note of what they are parts of."""
+    note = corpus.parts / "settings.json"
+    if note.exists():
+        if note.read_text() != corpus.description():
+            raise ValueError(
+                f"{corpus.parts}: holds parts of a corpus with other settings; remove it or choose another --out"
+            )
+        return
+    with atomic_path(note) as temporary:
+        temporary.write_text(corpus.description())
+
+
+def _is_whole(part: Path, rows: int) -> bool:
+    try:
+        with PoseStore(part) as store:
+            return len(store) == rows
+    except (DataError, FileNotFoundError):
+        return False
+
+
+def _rendered(corpus: Corpus, missing: list[range], workers: int) -> Iterator[range]:
+    if workers == 1:
+        for rows in missing:
+            yield _render_part(corpus, rows)
+        return
+    # Not forked: torch and warp have threads. Few parts wait in the queue, so that an interrupt ends soon.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool:
+        todo, running = iter(missing), set()
+        try:
+            while True:
+                new = islice(todo, 2 * workers - len(running))
+                running |= {pool.submit(_render_part, corpus, rows) for rows in new}
+                if not running:
+                    return
+                finished, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    yield future.result()
+        except BrokenProcessPool as error:
+            raise OSError(
+                f"{corpus.out}: a worker was killed (too little memory?); run the same command again to go on from "
+                f"here, perhaps with fewer than {workers} --workers"
+            ) from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed ends too, at once."""
+
+    def watch() -> None:
+        parent = parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@lru_cache(1)
+def _studio(settings: Settings) -> Studio:
+    return Studio(settings)
+
+
+def _render_part(corpus: Corpus, rows: range) -> range:
+    studio, size = _studio(corpus.settings), corpus.settings.size
+    with PoseStoreWriter(corpus.part(rows), (size, size)) as writer:
+        for number in rows:
+            _append(writer, studio.picture(number))
+    return rows
+
+
+def _append(writer: PoseStoreWriter, row: Row) -> None:
+    writer.append(
+        row.jpeg,
+        row.pose2d,
+        row.visible,
+        row.pose3d,
+        row.intrinsics,
+        subject=row.subject,
+        action=row.action,
+        camera=row.camera,
+        frame=row.frame,
+        name=row.name,
+        occluded=row.occluded,
+        recipe=json.dumps(row.recipe),
+    )
+
+
+def _merge(corpus: Corpus) -> None:
+    size = corpus.settings.size
+    attributes = {"source": "hpe_fast.synthesize", "synthesis": corpus.description()}
+    with PoseStoreWriter(corpus.out, (size, size), **attributes) as writer:
+        for rows in corpus.ranges():
+            with PoseStore(corpus.part(rows)) as part:
+                for i in range(len(part)):
+                    writer.append(
+                        part.read_jpeg(i),
+                        part.pose2d[i],
+                        part.visible[i],
+                        part.pose3d[i],
+                        part.intrinsics[i],
+                        subject=part.subject[i],
+                        action=part.action[i],
+                        camera=part.camera[i],
+                        frame=int(part.frame[i]),
+                        name=part.name[i],
+                        occluded=part.occluded[i] if part.occluded is not None else None,
+                        recipe=part.recipe[i] if part.recipe is not None else "",
+                    )

@@ -1,0 +1,199 @@
+"""Draws a picture from its number: who, in which pose, clothes, place and light, seen by which camera."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from hpe_fast.synthetic import things
+from hpe_fast.synthetic.body import Body, identity_bone
+from hpe_fast.synthetic.camera import Camera, random_shot
+from hpe_fast.synthetic.motion import AIRBORNE, Draw, MotionLibrary, bone_turns
+from hpe_fast.synthetic.parts import joined
+from hpe_fast.synthetic.photograph import photograph
+from hpe_fast.synthetic.renderer import SAMPLES, Renderer
+from hpe_fast.synthetic.scenery import Panoramas
+from hpe_fast.synthetic.splits import SPLITS
+from hpe_fast.synthetic.wardrobe import Person, Wardrobe
+
+_ATTEMPTS = 50
+_NEAREST = 0.6
+_MIN_VISIBLE, _MIN_CLEAR = 9, 7
+#: How deep (metres, for a person of 1.7 m) a joint may lie behind the first surface and still count as seen.
+_DEPTHS = np.array(
+    [0.20, 0.17, 0.11, 0.10, 0.17, 0.11, 0.10, 0.20, 0.17, 0.05, 0.13, 0.13, 0.09, 0.08, 0.13, 0.09, 0.08]
+)
+#: Spheres that stand for the body: between which joints, how far along, radius for a person of 1.7 m.
+_BALLS = (
+    [(0, 0, 0, 0.14), (0, 7, 0.6, 0.13), (7, 8, 0.5, 0.13), (7, 8, 0.85, 0.11), (9, 10, 0.5, 0.10)]
+    + [(a, b, t, r) for a, b in ((1, 2), (4, 5)) for t, r in ((0.2, 0.08), (0.5, 0.075), (0.8, 0.06))]
+    + [(a, b, t, r) for a, b in ((2, 3), (5, 6)) for t, r in ((0.0, 0.055), (0.3, 0.05), (0.6, 0.045), (1.0, 0.05))]
+    + [(a, b, t, r) for a, b in ((11, 12), (14, 15)) for t, r in ((0.3, 0.05), (0.8, 0.045))]
+    + [(a, b, t, r) for a, b in ((12, 13), (15, 16)) for t, r in ((0.4, 0.04), (1.0, 0.04), (1.3, 0.04))]
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a corpus is made from."""
+
+    seed: int
+    split: str
+    assets: Path | None
+    mocap: Path | None
+    size: int
+    people: int
+    device: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """A picture with its labels, as the pose store has them."""
+
+    jpeg: bytes
+    pose2d: np.ndarray
+    visible: np.ndarray
+    occluded: np.ndarray
+    pose3d: np.ndarray
+    intrinsics: np.ndarray
+    subject: str
+    action: str
+    camera: str
+    frame: int
+    name: str
+    recipe: dict = field(default_factory=dict)
+
+
+class Studio:
+    """Everything that is loaded once in a process; :meth:`picture` depends on settings and number only."""
+
+    def __init__(self, settings: Settings) -> None:
+        import cv2
+
+        cv2.setNumThreads(1)
+        self._settings = settings
+        self._split = SPLITS.index(settings.split)
+        self.body = Body()
+        self.wardrobe = Wardrobe(settings.assets, self.body, settings.split)
+        self.motion = MotionLibrary(settings.mocap, settings.split)
+        self.panoramas = Panoramas(settings.assets, settings.split)
+        self._renderer = Renderer(self.wardrobe.textures, settings.size, settings.device)
+        self._person: tuple[int, Person] | None = None
+
+    def picture(self, number: int) -> Row:
+        """Picture ``number`` of the corpus; drawn again as long as the person cannot be seen well enough.
+
+        Raises:
+            RuntimeError: if no draw was usable.
+        """
+        for attempt in range(_ATTEMPTS):
+            row = self._try(number, attempt)
+            if row is not None:
+                return row
+        raise RuntimeError(f"picture {number}: none of {_ATTEMPTS} draws was usable")
+
+    def _who(self, subject: int) -> Person:
+        if self._person is None or self._person[0] != subject:
+            rng = np.random.default_rng([self._settings.seed, self._split, subject, 0, 1])
+            self._person = subject, self.wardrobe.person(rng)
+        return self._person[1]
+
+    def _try(self, number: int, attempt: int) -> Row | None:
+        settings = self._settings
+        rng = np.random.default_rng([settings.seed, self._split, number, attempt])
+        subject = number // settings.people
+        person = self._who(subject)
+        pose = self.motion.pose(rng)
+        turns = bone_turns(self.body, person.shape, pose.clip, pose.local)
+        shifts, joints = self.body.pose(person.shape, turns)
+        clothed, worn = self.wardrobe.dress(rng, person)
+        skin = joined(clothed)
+        position, normal = self._renderer.pose(skin, *identity_bone(turns, shifts))
+        low = float(position[:, 2].min())
+        floor = low - (rng.uniform(0.0, 0.25) if pose.action in AIRBORNE and rng.random() < 0.4 else 0.0)
+        shot = random_shot(rng, position, floor, settings.size)
+        camera = shot.camera
+        in_camera = camera.to_camera(joints)
+        if camera.to_camera(position)[:, 2].min() < _NEAREST or camera.eye[2] < floor + 0.1:
+            return None
+        bone = len(self.body.bones)
+        stool = things.seat(rng, position, joints, floor, bone) if floor == low else None
+        others, names = things.obstacles(rng, camera, position, floor, bone)
+        parts = [part for part in (stool, *others) if part is not None]
+        scene = joined([skin, *parts])
+        position = np.concatenate([position, *(part.rest for part in parts)])
+        normal = np.concatenate([normal, *(part.normal for part in parts)])
+        light = self.panoramas.light(rng)
+        middle = joints.mean(axis=0)
+        backdrop = self.panoramas.backdrop(rng, light, camera.eye, middle, floor)
+        noise = int(rng.integers(1 << 31))
+        balls = _balls(joints, person.shape.height, parts)
+        layers = self._renderer.render(scene, position, normal, balls, camera, light, backdrop, middle, noise)
+        pose2d = camera.project(in_camera)
+        visible = ((pose2d > -0.5) & (pose2d < settings.size - 0.5)).all(axis=1)
+        occluded = visible & _behind(layers.nearness, pose2d, in_camera, person.shape.height)
+        if visible.sum() < _MIN_VISIBLE or (visible & ~occluded).sum() < _MIN_CLEAR:
+            return None
+        jpeg, finish = photograph(rng, layers)
+        recipe = {"seed": settings.seed, "split": settings.split, "index": number, "attempt": attempt}
+        recipe |= {"clip": pose.clip.name, "frame": pose.frame, "panorama": light.panorama.name, **worn}
+        recipe |= {
+            "seat": stool is not None,
+            "things": names,
+            "room": backdrop.room is not None,
+            "cut": shot.cut,
+            **finish,
+        }
+        return _row(jpeg, pose2d, visible, occluded, in_camera, camera, shot.quarter, pose, subject, number, recipe)
+
+
+def _row(
+    jpeg: bytes,
+    pose2d: np.ndarray,
+    visible: np.ndarray,
+    occluded: np.ndarray,
+    in_camera: np.ndarray,
+    camera: Camera,
+    quarter: int,
+    pose: Draw,
+    subject: int,
+    number: int,
+    recipe: dict,
+) -> Row:
+    action = "".join(word.capitalize() for word in pose.action.split("_"))
+    return Row(
+        jpeg=jpeg,
+        pose2d=pose2d.astype(np.float32),
+        visible=visible.astype(np.uint8),
+        occluded=occluded.astype(np.uint8),
+        pose3d=(in_camera * 1000).astype(np.float32),
+        intrinsics=camera.lens.astype(np.float32),
+        subject=f"S{subject + 1}",
+        action=action,
+        camera=f"cam{quarter}",
+        frame=pose.frame,
+        name=f"S{subject + 1}_{action}.cam{quarter}_{number + 1:06d}.jpg",
+        recipe=recipe,
+    )
+
+
+def _balls(joints: np.ndarray, height: float, parts: list) -> np.ndarray:
+    """Spheres for the person, and one for each low thing that darkens the floor beside it."""
+    scale = height / 1.7
+    rows = [[*(joints[a] + (joints[b] - joints[a]) * t), r * scale] for a, b, t, r in _BALLS]
+    for part in parts:
+        low, high = part.rest.min(axis=0), part.rest.max(axis=0)
+        if (high - low).max() < 1.3:
+            rows.append([*((low + high) / 2), float((high - low).min()) / 2])
+    return np.array(rows, np.float32)
+
+
+def _behind(nearness: np.ndarray, pose2d: np.ndarray, in_camera: np.ndarray, height: float) -> np.ndarray:
+    """Which joints lie deeper behind the first surface on their ray than flesh and clothes explain: bool [17]."""
+    last = len(nearness) - 1
+    place = np.clip(np.round((pose2d + 0.5) * SAMPLES - 0.5), 0, last).astype(int)
+    first = nearness[place[:, 1], place[:, 0]]
+    depth = np.where(first > 0, 1 / np.maximum(first, 1e-6), np.inf)
+    return in_camera[:, 2] - depth > _DEPTHS * height / 1.7
