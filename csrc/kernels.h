@@ -1,6 +1,8 @@
 // Every kernel of hpe_fast: raw pointers, sizes, layout, stream. Nothing here knows a framework; outputs and workspaces
 // are allocated by the caller. `cpu::` and `cuda::` hold the same functions under the same names (bodies in cpu/*.cpp
-// and cuda/*.cu, written to be read side by side). A CUDA function returns cudaGetLastError() as an int; 0 is success.
+// and cuda/*.cu, written to be read side by side). A CUDA function returns cudaGetLastError() as an int; 0 is success,
+// and cudaErrorInvalidValue what no kernel takes: maps of over 2^30 pixels, or whose sides add up to over about 16,000,
+// since the tables of both axes have to fit a block's shared memory. Empty maps return at once, with nothing written.
 //
 // Conventions: index coordinates (the centre of the top-left pixel is (0, 0)), x before y, offsets in 64 bits.
 #pragma once

@@ -1,6 +1,8 @@
 // The targets of one item as axis tables: one short table of the Gaussian per joint and axis, no exponential per pixel.
 #pragma once
 
+#include <initializer_list>
+
 #include "simd.h"
 #include "tasks.h"
 
@@ -21,8 +23,9 @@ struct Arena {
   }
 };
 
-// Distances up to here from a rounded centre are looked up, so that such joints need no exponential at all.
-constexpr int kTableReach = 63;
+// A rounded centre on a map of up to so many pixels and one a side has its tables ready: they are pieces of one that is
+// computed once.
+constexpr int kReach = 127;
 
 template <class R>
 struct JointTarget {
@@ -33,14 +36,16 @@ struct JointTarget {
 
 template <class R>
 struct AxisTables {
-  R* whole;               // [2 * kTableReach + 1] Gaussian at whole distances, -kTableReach first
+  R* whole;               // [2 * kReach + 1] Gaussian at whole distances, -kReach first, zero outside the window
+  R* whole_amplitude;     // the same times the amplitude
   R* values;              // [J, W + H]
   JointTarget<R>* joint;  // [J] of the item
   int32_t* reached;       // [H] how many of them reach a row
   int32_t* reaching;      // [H, J] which ones, first `reached` of a row
 
   AxisTables(Arena& arena, const MapTask& task)
-      : whole(arena.take<R>(2 * kTableReach + 1)),
+      : whole(arena.take<R>(2 * kReach + 1)),
+        whole_amplitude(arena.take<R>(2 * kReach + 1)),
         values(arena.take<R>(task.interleaved() * (task.maps.width + task.maps.height))),
         joint(arena.take<JointTarget<R>>(task.interleaved())),
         reached(arena.take<int32_t>(task.maps.height)),
@@ -49,21 +54,26 @@ struct AxisTables {
   static float inv_two_variance(const Codec& codec) { return 1.0f / (2.0f * codec.sigma * codec.sigma); }
 
   void prepare(const Codec& codec) {
-    for (int d = 0; d <= kTableReach; ++d) {
-      whole[kTableReach + d] = whole[kTableReach - d] = axis_value(static_cast<float>(d), inv_two_variance(codec));
+    const int reach = codec.radius < 0 || codec.radius > kReach ? kReach : codec.radius;
+    for (R* table : {whole, whole_amplitude}) write_zeros(table, 2 * kReach + 1);
+    for (int d = 0; d <= reach; ++d) {
+      const R value = axis_value(static_cast<float>(d), inv_two_variance(codec));
+      whole[kReach - d] = whole[kReach + d] = value;
+      whole_amplitude[kReach - d] = whole_amplitude[kReach + d] = codec.amplitude * value;
     }
   }
 
-  void fill_axis(R* out, int size, int first, int last, float centre, R amplitude, const Codec& codec) const {
-    write_zeros(out, size);
+  // The Gaussian at pixels 0..size-1, zero outside [first, last): a piece of `ready` (`whole`, or times the amplitude),
+  // else `out`, filled.
+  const R* axis(R* out, int size, int first, int last, float centre, const R* ready, R amplitude,
+                const Codec& codec) const {
     const int c = static_cast<int>(centre);
-    if (codec.rounding != Rounding::kNone && c - first <= kTableReach && last - 1 - c <= kTableReach) {
-      for (int i = first; i < last; ++i) out[i] = amplitude * whole[kTableReach + i - c];
-    } else {
-      for (int i = first; i < last; ++i) {
-        out[i] = amplitude * axis_value(static_cast<float>(i) - centre, inv_two_variance(codec));
-      }
+    if (codec.rounding != Rounding::kNone && c <= kReach && size - 1 - c <= kReach) return ready + (kReach - c);
+    write_zeros(out, size);
+    for (int i = first; i < last; ++i) {
+      out[i] = amplitude * axis_value(static_cast<float>(i) - centre, inv_two_variance(codec));
     }
+    return out;
   }
 
   // Fills `joint` with the targets of an item.
@@ -75,9 +85,8 @@ struct AxisTables {
       const int64_t at = item * task.interleaved() + j;
       const Target t = make_target(task.keypoints[2 * at], task.keypoints[2 * at + 1],
                                    task.weights ? task.weights[at] : 1.0f, task.codec, width, height);
-      fill_axis(next, width, t.x0, t.x1, t.cx, 1, task.codec);
-      fill_axis(next + width, height, t.y0, t.y1, t.cy, task.codec.amplitude, task.codec);
-      joint[j] = {t, next, next + width};
+      joint[j] = {t, axis(next, width, t.x0, t.x1, t.cx, whole, 1, task.codec),
+                  axis(next + width, height, t.y0, t.y1, t.cy, whole_amplitude, task.codec.amplitude, task.codec)};
       for (int64_t y = t.y0; y < t.y1; ++y) reaching[y * task.interleaved() + reached[y]++] = static_cast<int32_t>(j);
       next += width + height;
     }
