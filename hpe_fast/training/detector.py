@@ -127,13 +127,19 @@ class DetectorStage:
         return self._run(*batch)
 
     def _step(self, *batch: Tensor | None) -> Tensor:
-        parts = split(batch, self.config.accumulate)
-        losses = [self._backward(*part) for part in parts]
-        self.joint_losses.copy_(torch.stack([joints for _, joints in losses]).mean(0))
+        losses, joint_losses = [], []
+        for images, keypoints, weights, color, noise_std, sample_ids, _ in split(batch, self.config.accumulate):
+            heatmaps = self._forward(images, color, noise_std, sample_ids)
+            loss, per_joint = self._backward(heatmaps, keypoints, weights)
+            losses.append(loss)
+            joint_losses.append(per_joint)
+        self.joint_losses.copy_(torch.stack(joint_losses).mean(0))
         self.update()
-        return torch.stack([loss for loss, _ in losses]).mean()
+        return torch.stack(losses).mean()
 
-    def _backward(self, images, keypoints, weights, color, noise_std, sample_ids, rows) -> tuple[Tensor, Tensor]:
+    def _forward(
+        self, images: Tensor, color: Tensor | None, noise_std: Tensor | None, sample_ids: Tensor
+    ) -> Tensor | list[Tensor]:
         pictures = prepare_images(
             images,
             self.normalization,
@@ -144,7 +150,9 @@ class DetectorStage:
             dtype=self.amp_dtype,
         )
         with torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype != torch.float32):
-            heatmaps = self._network(pictures)
+            return self._network(pictures)
+
+    def _backward(self, heatmaps: Tensor | list[Tensor], keypoints: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         share = 1 / self.config.accumulate
         return backward(heatmaps, keypoints, weights, self.codec, self.config.detector, share)
 
