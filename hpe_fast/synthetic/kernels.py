@@ -553,6 +553,43 @@ def panorama(env: wp.array2d(dtype=wp.vec3), azimuth: float, elevation: float, y
     return c
 
 
+@wp.func
+def decor(env: wp.array2d(dtype=wp.vec3), plain: wp.vec3, seed: float, s: float, z: float):
+    """What hangs on a wall at ``s`` metres along and ``z`` above the floor: doors, pictures, windows, or one picture
+    all over it; cut from the panorama. ``seed`` in [0, 1) says which, 0 none."""
+    colour = plain
+    if seed > 0.8:
+        colour = panorama(env, s * 0.9 + seed * 40.0, (z - 1.2) * 0.7, 0.0)
+    elif seed > 0.0:
+        width = 1.3 + 2.0 * wp.abs(wp.sin(seed * 91.0))
+        cell = wp.floor(s / width)
+        state = wp.rand_init(int(seed * 1.0e6), int(cell) + 1000)
+        kind = wp.randf(state)
+        t = s - (cell + 0.5) * width
+        wide = 0.2 + 0.5 * wp.randf(state)
+        high = 0.2 + 0.5 * wp.randf(state)
+        middle = 1.3 + 0.5 * wp.randf(state)
+        turn = wp.randf(state) * 6.2831853
+        tint = wp.vec3(0.1 + 0.6 * wp.randf(state), 0.1 + 0.5 * wp.randf(state), 0.1 + 0.5 * wp.randf(state))
+        if kind < 0.25:
+            wide = 0.45
+            high = 1.02
+            middle = 1.02
+        dx = wp.abs(t) - wide
+        dz = wp.abs(z - middle) - high
+        out = wp.max(dx, dz)
+        if out < 0.0:
+            if kind < 0.25:
+                colour = tint * 0.6
+            elif kind < 0.85:
+                colour = panorama(env, t * 1.1 + turn, (z - middle) * 1.1, 0.0)
+                if kind > 0.6:
+                    colour = colour * 2.0
+            if out > -0.045 and kind < 0.85:
+                colour = tint
+    return colour
+
+
 @wp.kernel
 def backdrop(
     cover: wp.array2d(dtype=float),
@@ -585,7 +622,8 @@ def backdrop(
     keep: wp.array2d(dtype=float),
 ):
     """What is behind: the panorama, magnified about the horizon so that its floor stays level, or a room with walls
-    (planes a x + b y = c; ``room`` is the floor's material, the walls' follow). ``keep``: what shadow leaves of it."""
+    (a, b, c of planes a x + b y = c, and the seed of what hangs there; ``room`` is the floor's material, the walls'
+    follow). ``keep``: what shadow leaves of it."""
     i, j = wp.tid()
     left = float(1.0)
     colour = wp.vec3(0.0, 0.0, 0.0)
@@ -628,7 +666,11 @@ def backdrop(
                 corner = 1.0
             elif above < 0.09:
                 corner = corner * 0.55
-            colour = wp.cw_mul(wp.vec3(surface[0], surface[1], surface[2]), light) * corner
+            colour = wp.vec3(surface[0], surface[1], surface[2])
+            if k > room:
+                wall = walls[k - room - 1]
+                colour = decor(env, colour, wall[3], p[1] * wall[0] - p[0] * wall[1], above)
+            colour = wp.cw_mul(colour, light) * corner
         else:
             azimuth = wp.atan2(d[1], d[0]) - heading
             azimuth = azimuth - 6.2831853 * wp.floor(azimuth / 6.2831853 + 0.5)

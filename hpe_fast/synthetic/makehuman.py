@@ -115,8 +115,10 @@ def read_binding(path: Path) -> Binding:
             elif section == "delete_verts" and words[0].isdigit():
                 for first, _, last in re.findall(r"(\d+)(\s*-\s*(\d+))?", line):
                     hidden.update(range(int(first), int(last or first) + 1))
-        table = np.array(rows)
+        table = np.array(rows).reshape(-1, 9)
         index = table[:, :3].astype(int)
+        if not len(rows) or not mesh:
+            raise ValueError("no vertices, or no obj_file")
     except (ValueError, IndexError) as error:
         raise ValueError(f"{path}: no .mhclo file ({error})") from error
     return Binding(index, table[:, 3:6], table[:, 6:9], scale, np.array(sorted(hidden), int), path.parent / mesh)

@@ -48,19 +48,23 @@ _AXES = "XYZ"
 #: How often an action is drawn, where it is not once: Human3.6M is mostly walking, sitting and standing about.
 _OFTEN: Mapping[str, float] = {"static": 5.5, "walk": 2.0}
 _CLIPS_IN_MEMORY = 256
+#: Poses no capture has: joints turned at random, the whole person turned over.
+_WILD_SHARE, _TILTED_SHARE = 0.1, 0.06
 #: Actions whose captures leave the floor, which a person put on its lowest point would not show.
 AIRBORNE = ("jump", "run", "playground")
 
 
 @dataclass(frozen=True)
 class Draw:
-    """A pose and where it comes from: local rotations [K,3,3] of a clip's joints."""
+    """A pose and where it comes from: local rotations [K,3,3] of a clip's joints; ``held``: one made by hand;
+    ``tilted``: turned as a whole, as gymnasts and people who fall are."""
 
     action: str
     clip: Clip
     frame: int
     local: np.ndarray
     held: bool
+    tilted: bool = False
 
 
 class MotionLibrary:
@@ -116,7 +120,14 @@ class MotionLibrary:
         if rng.random() < 0.5:
             local = mirrored(drawn.clip, local)
         spread = rng.uniform(2, 9) if drawn.held else rng.uniform(1, 6)
-        return Draw(drawn.action, drawn.clip, drawn.frame, _varied(rng, drawn.clip, local, spread), drawn.held)
+        if rng.random() < _WILD_SHARE:
+            spread = rng.uniform(10, 22)
+        local = _varied(rng, drawn.clip, local, spread)
+        tilted = rng.random() < _TILTED_SHARE
+        if tilted:
+            axis = np.array([[rng.normal(), 0.3 * rng.normal(), rng.normal()]])
+            local[0] = axis_angle(axis, np.radians(rng.normal(0, 75, 1)))[0] @ local[0]
+        return Draw(drawn.action, drawn.clip, drawn.frame, local, drawn.held, tilted)
 
     def _of_split(self, found: dict[str, list], split: str) -> dict[str, list]:
         side: dict[str, str] = {}

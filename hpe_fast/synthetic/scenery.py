@@ -15,7 +15,7 @@ from hpe_fast.synthetic.splits import SPLITS, split_of
 _PAINTED_PANORAMAS, _PAINTED_HEIGHT = 24, 256
 #: Panoramas that show no ground to stand on.
 _WITHOUT_GROUND = ("sky",)
-_ROOM_SHARE = 0.3
+_ROOM_SHARE = 0.38
 _BRIGHTEST = 8.0
 #: How far below the horizon of a panorama feet may be, radians: near the nadir its tripod was painted over.
 _STEEPEST = 0.8
@@ -45,8 +45,9 @@ class Light:
 
 @dataclass(frozen=True)
 class Backdrop:
-    """A panorama whose view is ``wide`` times the true one, or a room: walls [W,4] (a, b, c of a x + b y = c) and the
-    materials [1 + W, WIDTH] of floor and walls. ``sun_share``: how much of the floor's light shadows take."""
+    """A panorama whose view is ``wide`` times the true one, or a room: walls [W,4] (a, b, c of a x + b y = c, and the
+    seed of what hangs there) and the materials [1 + W, WIDTH] of floor and walls. ``sun_share``: how much of the
+    floor's light shadows take."""
 
     floor: float
     wide: float
@@ -112,7 +113,7 @@ class Panoramas:
             normal = np.array([[np.cos(lean), -np.sin(lean)], [np.sin(lean), np.cos(lean)]]) @ away
             distance = normal @ person[:2] + rng.uniform(1.3, 4.0) + (0.5 if side else 0.0)
             if distance > normal @ eye[:2] + 0.5:
-                walls.append([*normal, distance, 0.0])
+                walls.append([*normal, distance, rng.random() if rng.random() < 0.75 else 0.0])
         first = materials.surface_fields(rng, "wall")
         rows = [material(PLAIN, **materials.surface_fields(rng, "floor")), *(material(PLAIN, **first) for _ in walls)]
         table = np.array(walls, np.float32).reshape(-1, 4)

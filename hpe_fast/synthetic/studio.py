@@ -112,14 +112,15 @@ class Studio:
         skin = joined(clothed)
         position, normal = self._renderer.pose(skin, *identity_bone(turns, shifts))
         low = float(position[:, 2].min())
-        floor = low - (rng.uniform(0.0, 0.25) if pose.action in AIRBORNE and rng.random() < 0.4 else 0.0)
+        flies = rng.random() < (0.6 if pose.tilted else 0.4 if pose.action in AIRBORNE else 0.0)
+        floor = low - (rng.uniform(0.0, 0.8 if pose.tilted else 0.25) if flies else 0.0)
         shot = random_shot(rng, position, floor, settings.size)
         camera = shot.camera
         in_camera = camera.to_camera(joints)
         if camera.to_camera(position)[:, 2].min() < _NEAREST or camera.eye[2] < floor + 0.1:
             return None
         bone = len(self.body.bones)
-        stool = things.seat(rng, position, joints, floor, bone) if floor == low else None
+        stool = things.seat(rng, position, joints, floor, bone) if not (flies or pose.tilted) else None
         others, names = things.obstacles(rng, camera, position, floor, bone)
         parts = [part for part in (stool, *others) if part is not None]
         scene = joined([skin, *parts])
@@ -140,6 +141,7 @@ class Studio:
         recipe = {"seed": settings.seed, "split": settings.split, "index": number, "attempt": attempt}
         recipe |= {"clip": pose.clip.name, "frame": pose.frame, "panorama": light.panorama.name, **worn}
         recipe |= {
+            "tilted": pose.tilted,
             "seat": stool is not None,
             "things": names,
             "room": backdrop.room is not None,

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from hpe_fast.synthetic import materials
-from hpe_fast.synthetic.body import AGES, Body, Shape
+from hpe_fast.synthetic.body import AGES, Body, Shape, random_phenotype, strongest
 from hpe_fast.synthetic.makehuman import TEXELS, Garment, read_texture
 from hpe_fast.synthetic.materials import CLOTH, DRESSED, PICTURE, PLAIN, material
 from hpe_fast.synthetic.parts import Part, vertex_normals
@@ -24,6 +24,7 @@ _UNDER_A_HAT = ("short04",)
 #: Designs of painted clothes are numbers; a split has those that leave its number when divided by 8 (train the rest).
 _DESIGNS, _DESIGN_CLASSES = 1 << 30, 8
 _PAINTED_SHARE = 0.4
+_SKIRT_SHARE, _SKIRT_RINGS, _SKIRT_AROUND = 0.3, 10, 36
 _GLOSS = {"skin": 0.05, "shoes": 0.06, "hair": 0.05}
 _BARE, _TOP, _TROUSERS, _SHOES, _HAIR = range(5)
 
@@ -72,8 +73,6 @@ class Wardrobe:
 
     def person(self, rng: np.random.Generator) -> Person:
         """Somebody at random."""
-        from hpe_fast.synthetic.body import random_phenotype
-
         female = bool(rng.random() < 0.5)
         age = str(rng.choice(list(AGES), p=[0.6, 0.27, 0.13]))
         fitting = [
@@ -100,7 +99,11 @@ class Wardrobe:
         names |= {kind: garment.name for kind, garment in worn.items()}
         colour = materials.hair_colour(rng)
         body = self._bare(rng, mine, person, worn, colour, painted)
-        return [body, *(self._part(mine, kind, worn[kind], person, colour) for kind in worn)], names
+        parts = [body, *(self._part(mine, kind, worn[kind], person, colour) for kind in worn)]
+        if painted and person.female and mine.random() < _SKIRT_SHARE:
+            parts.append(self._skirt(mine, person, body))
+            names["skirt"] = "yes"
+        return parts, names
 
     def _design(self, rng: np.random.Generator) -> int:
         number = int(rng.integers(_DESIGNS // _DESIGN_CLASSES)) * _DESIGN_CLASSES
@@ -178,6 +181,45 @@ class Wardrobe:
             uv=self._body.uv[keep],
             kind=np.zeros(int(keep.sum()), np.int32),
             materials=np.stack(rows),
+        )
+
+    def _skirt(self, rng: np.random.Generator, person: Person, body: Part) -> Part:
+        """A tube round hips and legs that hangs on both; of the top's cloth it is a dress."""
+        at, trunk, arm = body.rest, body.place[:, 0], body.place[:, 1]
+        top, hem, flare = rng.uniform(0.1, 0.25), rng.uniform(-0.7, -0.2), rng.uniform(0.02, 0.12)
+        angle = np.linspace(0, 2 * np.pi, _SKIRT_AROUND, endpoint=False)
+        out = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+        rings, middle = [], np.median(at[(np.abs(trunk) < 0.1) & (arm < 0.05)], axis=0)[:2]
+        reach = np.zeros(_SKIRT_AROUND)
+        for level in np.linspace(top, hem, _SKIRT_RINGS):
+            near = at[(np.abs(trunk - level) < 0.06) & (arm < 0.05)]
+            hull = ((near[:, :2] - middle) @ out.T).max(axis=0) + 0.012
+            reach = hull if level > 0.05 else np.maximum(reach, hull)
+            wide = reach + flare * max(0.0, -level)
+            rings.append(np.column_stack([middle + out * wide[:, None], np.full(len(out), np.median(near[:, 2]))]))
+        vertices = np.concatenate(rings).astype(np.float32)
+        index = np.arange(len(vertices), dtype=np.int32).reshape(_SKIRT_RINGS, _SKIRT_AROUND)
+        a, b = index[:-1], index[1:]
+        c, d = np.roll(b, -1, axis=1), np.roll(a, -1, axis=1)
+        faces = np.concatenate([np.stack([a, b, c], -1).reshape(-1, 3), np.stack([a, c, d], -1).reshape(-1, 3)])
+        down = np.clip(np.repeat(np.linspace(top, hem, _SKIRT_RINGS), _SKIRT_AROUND) / -0.2, 0, 1)
+        left = np.clip(vertices[:, 0] / 0.16 + 0.5, 0, 1)
+        weights = np.zeros((len(vertices), len(self._body.bones)), np.float32)
+        for bone, share in (("Hips", 1 - down), ("LeftUpLeg", down * left), ("RightUpLeg", down * (1 - left))):
+            weights[:, self._body.bones.index(bone)] = share
+        bone, weight = strongest(weights)
+        fields = materials.cloth_fields(rng) | {"folds": rng.uniform(0.05, 0.2)}
+        return Part(
+            rest=vertices,
+            normal=vertex_normals(vertices, faces),
+            swell=np.full(len(vertices), 0.004, np.float32),
+            place=np.tile(np.array([0.5, 9.0, -9.0], np.float32), (len(vertices), 1)),
+            bone=bone,
+            weight=weight,
+            faces=faces,
+            uv=np.zeros((len(faces), 3, 2), np.float32),
+            kind=np.zeros(len(faces), np.int32),
+            materials=body.materials[_TOP : _TOP + 1] if rng.random() < 0.5 else material(PLAIN, **fields)[None],
         )
 
     def _skin_material(self, rng: np.random.Generator, person: Person, limits: dict[str, float]) -> np.ndarray:
