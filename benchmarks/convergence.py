@@ -3,8 +3,8 @@
     python -m benchmarks.convergence --out benchmarks/results/convergence.json
 
 ``fast`` is what ``hpe_fast.train`` does on this machine (bfloat16, channels_last, fused loss and optimisers, the
-lifter's layers by hand, a CUDA graph). ``plain`` is eager float32 in NCHW with targets made on the CPU, the official loss
-joint by joint, torch's own lifter layers and default optimisers. Both see the same pictures in the same order and
+lifter's layers by hand, a CUDA graph). ``plain`` is eager float32 in NCHW with targets made on the CPU, the official
+loss joint by joint, torch's own lifter layers and default optimisers. Both see the same pictures in the same order and
 follow the same schedule. Writes a JSON file and a markdown table beside it.
 """
 
@@ -57,6 +57,8 @@ class Config:
     """Units of a hidden layer; 0: the preset's."""
     image_size: int = 0
     """Side of the detector's input, pixels; 0: the preset's."""
+    batch_size: int = 0
+    """Of the detector; 0: the preset's."""
     model: str = ""
     """Of the detector; empty: the preset's."""
     device: str = "auto"
@@ -92,6 +94,7 @@ def settings(config: Config, arm: str, seed: int) -> TrainConfig:
         base.detector,
         epochs=config.epochs,
         image_size=config.image_size or base.detector.image_size,
+        batch_size=config.batch_size or base.detector.batch_size,
         model=config.model or base.detector.model,
     )
     lifter = replace(

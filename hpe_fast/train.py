@@ -1,4 +1,8 @@
-"""``python -m hpe_fast.train``: trains both stages, evaluates them, writes figures and prints a table."""
+"""``python -m hpe_fast.train``: trains both stages, evaluates them, writes figures and prints a table.
+
+On several GPUs or machines: ``torchrun --nproc-per-node N -m hpe_fast.train``. Each rank takes a batch of its own, so a
+step has N times as many samples; the first rank writes the run directory, which the machines share.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 """Options of the detector's step: each does what it says, and changes nothing else."""
 
+import ast
+import inspect
 from dataclasses import replace
 
 import pytest
@@ -10,6 +12,7 @@ from hpe_fast.ops import OFFICIAL, render_heatmaps
 from hpe_fast.skeleton import JOINTS
 from hpe_fast.train import main
 from hpe_fast.training import compiling, detector
+from hpe_fast.training import config as config_module
 from hpe_fast.training.config import PRESETS, DetectorConfig, OptimizerConfig, TrainConfig
 from hpe_fast.training.detector import DetectorStage, split
 from hpe_fast.training.supervision import backward, hardest
@@ -202,7 +205,16 @@ def test_tensorboard_gets_joints_and_pictures(store_path):
     assert list(writer.pictures.values()) == [(64, 64, 3)] * 4
 
 
-def test_help_explains_every_option(capsys):
+def test_every_setting_is_explained():
+    for node in ast.parse(inspect.getsource(config_module)).body:
+        if isinstance(node, ast.ClassDef):
+            for field, after in zip(node.body, [*node.body[1:], None], strict=True):
+                if isinstance(field, ast.AnnAssign):
+                    explained = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                    assert explained, f"{node.name}.{field.target.id}"
+
+
+def test_help_explains_the_options(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     text = " ".join(capsys.readouterr().out.split())

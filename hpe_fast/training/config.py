@@ -36,11 +36,13 @@ class OptimizerConfig:
     """How the weights move."""
 
     name: Optimizer = "adamw"
+    """sgd: with momentum. adamw: weight decay apart from the gradient."""
     learning_rate: float = 1e-3
-    """Peak learning rate."""
+    """Peak learning rate, of the mean loss over a step's samples on all ranks."""
     momentum: float = 0.9
     """Of SGD; AdamW's first beta."""
     weight_decay: float = 0.0
+    """Added to the gradient (sgd), or shrinking the weights by rate times this a step (adamw)."""
     schedule: Schedule = "one_cycle"
     """one_cycle: linear warm-up, cosine to zero. step: divided by 10 at each of the milestones."""
     warmup: float = 0.1
@@ -63,12 +65,15 @@ class DetectorConfig:
     """The first stage: image to heatmaps."""
 
     model: Literal["tiny", "paper", "w32", "w48", "resnet50"] = "w32"
+    """HRNet of 2.9, 9.3, 28.5 or 63.6 million parameters, or the ResNet-50 of SimpleBaseline."""
     image_size: int = 256
     """Side of the network's input, pixels."""
     codec: Literal["official", "paper", "unbiased"] = "official"
     """The target heatmap."""
     normalization: Literal["imagenet", "paper"] = "imagenet"
+    """Of pixels: mean and deviation of ImageNet's channels, or to -1..1."""
     augmentation: Literal["none", "mild", "paper", "official"] = "official"
+    """What happens to training pictures (see hpe_fast.data.preview)."""
     supervise_stages: bool = False
     """Add the loss of heatmaps after stages 2 and 3 (the paper's future work)."""
     hard_joints: int = 0
@@ -80,7 +85,9 @@ class DetectorConfig:
     batch_size: int = 32
     """Pictures of a rank at a time; --accumulate and the number of ranks multiply it."""
     epochs: int = 12
+    """Passes over the training pictures."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """How the weights move."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "image_size", "batch_size", "epochs")
@@ -99,6 +106,7 @@ class LifterConfig:
     blocks: int = 2
     """Residual blocks."""
     dropout: float = 0.5
+    """Probability that a hidden unit is left out, 0 to 1."""
     input: Literal["true_2d", "detections", "mixture"] = "true_2d"
     """What it is trained on: labels, the first stage's detections, or each with probability one half."""
     rotation: bool = False
@@ -114,7 +122,9 @@ class LifterConfig:
     batch_size: int = 512
     """Poses of a rank at a time; --accumulate and the number of ranks multiply it."""
     epochs: int = 180
+    """Passes over the training poses."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """How the weights move."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "width", "blocks", "batch_size", "epochs")
@@ -132,13 +142,15 @@ class TrainConfig:
     """quick: the bundled sample in minutes on two CPU cores. paper: the paper's schedule. official: the official
     code's. fast: large batches, bf16, one cycle."""
     stage: Literal["all", "hrnet", "lifter"] = "all"
+    """Both stages, or one of them (the lifter beside the HRNet in --out, if there is one)."""
     seed: int = 0
+    """Of the weights, the order of samples and their augmentation."""
     resume: bool = False
     """Go on with the run in --out where it stopped."""
     device: str = "auto"
-    """cpu, cuda or cuda:N. auto: the first GPU if there is one."""
+    """cpu, cuda or cuda:N. auto: the first GPU if there is one. With torchrun, rank by rank another GPU."""
     threads: int = 0
-    """CPU threads. 0: all the process may use."""
+    """CPU threads of a rank. 0: all the process may use, shared between the ranks of a machine."""
     amp: bool = True
     """bfloat16 where the device has it in hardware."""
     graph: bool = True
@@ -157,7 +169,9 @@ class TrainConfig:
     checkpoint_minutes: float = 5.0
     """Time between checkpoints, minutes; one more is written at the end of a stage and on SIGINT or SIGTERM."""
     detector: DetectorConfig = field(default_factory=DetectorConfig)
+    """The first stage."""
     lifter: LifterConfig = field(default_factory=LifterConfig)
+    """The second stage."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "accumulate", "checkpoint_minutes")
