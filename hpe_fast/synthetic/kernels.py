@@ -654,7 +654,7 @@ def backdrop(
             if facing > 0.0 and sun_share > 0.02:
                 seen = lit(shadow, p, centre, right, up, sun, scale, spread, 0.01, 8, state)
                 left = 1.0 - sun_share * (1.0 - seen)
-            left = left * open_sky(p, n, balls)
+            left = left * wp.pow(open_sky(p, n, balls), 1.5)
         if room >= 0:
             if wp.dot(n, d) > 0.0:
                 n = -n

@@ -11,7 +11,7 @@ from hpe_fast.synthetic import things
 from hpe_fast.synthetic.body import Body, identity_bone
 from hpe_fast.synthetic.camera import Camera, random_shot
 from hpe_fast.synthetic.motion import AIRBORNE, Draw, MotionLibrary, bone_turns
-from hpe_fast.synthetic.parts import joined
+from hpe_fast.synthetic.parts import Part, joined
 from hpe_fast.synthetic.photograph import photograph
 from hpe_fast.synthetic.renderer import SAMPLES, Renderer
 from hpe_fast.synthetic.scenery import Panoramas
@@ -20,6 +20,7 @@ from hpe_fast.synthetic.wardrobe import Person, Wardrobe
 
 _ATTEMPTS = 50
 _NEAREST = 0.6
+_STRANGER_SHARE = 0.1
 _MIN_VISIBLE, _MIN_CLEAR = 9, 7
 #: How deep (metres, for a person of 1.7 m) a joint may lie behind the first surface and still count as seen.
 _DEPTHS = np.array(
@@ -108,9 +109,7 @@ class Studio:
         pose = self.motion.pose(rng)
         turns = bone_turns(self.body, person.shape, pose.clip, pose.local)
         shifts, joints = self.body.pose(person.shape, turns)
-        clothed, worn = self.wardrobe.dress(rng, person)
-        skin = joined(clothed)
-        position, normal = self._renderer.pose(skin, *identity_bone(turns, shifts))
+        skin, position, normal, worn = self._clothed(rng, person, turns, shifts)
         low = float(position[:, 2].min())
         flies = rng.random() < (0.6 if pose.tilted else 0.4 if pose.action in AIRBORNE else 0.0)
         floor = low - (rng.uniform(0.0, 0.8 if pose.tilted else 0.25) if flies else 0.0)
@@ -122,15 +121,18 @@ class Studio:
         bone = len(self.body.bones)
         stool = things.seat(rng, position, joints, floor, bone) if not (flies or pose.tilted) else None
         others, names = things.obstacles(rng, camera, position, floor, bone)
-        parts = [part for part in (stool, *others) if part is not None]
-        scene = joined([skin, *parts])
-        position = np.concatenate([position, *(part.rest for part in parts)])
-        normal = np.concatenate([normal, *(part.normal for part in parts)])
+        pieces = [(part, part.rest, part.normal) for part in (stool, *others) if part is not None]
+        balls = _balls(joints, person.shape.height, [at for _, at, _ in pieces])
+        if rng.random() < _STRANGER_SHARE:
+            pieces.append(self._stranger(rng, person, camera, joints, floor))
+            names.append("stranger")
+        scene = joined([skin, *(part for part, _, _ in pieces)])
+        position = np.concatenate([position, *(at for _, at, _ in pieces)])
+        normal = np.concatenate([normal, *(out for _, _, out in pieces)])
         light = self.panoramas.light(rng)
         middle = joints.mean(axis=0)
         backdrop = self.panoramas.backdrop(rng, light, camera.eye, middle, floor)
         noise = int(rng.integers(1 << 31))
-        balls = _balls(joints, person.shape.height, parts)
         layers = self._renderer.render(scene, position, normal, balls, camera, light, backdrop, middle, noise)
         pose2d = camera.project(in_camera)
         visible = ((pose2d > -0.5) & (pose2d < settings.size - 0.5)).all(axis=1)
@@ -149,6 +151,30 @@ class Studio:
             **finish,
         }
         return _row(jpeg, pose2d, visible, occluded, in_camera, camera, shot.quarter, pose, subject, number, recipe)
+
+    def _clothed(
+        self, rng: np.random.Generator, person: Person, turns: np.ndarray, shifts: np.ndarray
+    ) -> tuple[Part, np.ndarray, np.ndarray, dict[str, str]]:
+        """The dressed person in one part, its posed vertices and normals, and what is worn."""
+        clothed, worn = self.wardrobe.dress(rng, person)
+        skin = joined(clothed)
+        return skin, *self._renderer.pose(skin, *identity_bone(turns, shifts)), worn
+
+    def _stranger(
+        self, rng: np.random.Generator, person: Person, camera: Camera, joints: np.ndarray, floor: float
+    ) -> tuple[Part, np.ndarray, np.ndarray]:
+        """Somebody else, farther away and to one side: a thing, as far as labels go; vertices and normals."""
+        pose = self.motion.pose(rng)
+        turns = bone_turns(self.body, person.shape, pose.clip, pose.local)
+        shifts, _ = self.body.pose(person.shape, turns)
+        skin, position, normal, _ = self._clothed(rng, person, turns, shifts)
+        away = (joints.mean(axis=0) - camera.eye)[:2]
+        away = away / np.linalg.norm(away)
+        beside = np.array([-away[1], away[0]]) * rng.choice([-1, 1])
+        reach = np.abs((joints[:, :2] - joints[:, :2].mean(axis=0)) @ beside).max()
+        place = joints[:, :2].mean(axis=0) + away * rng.uniform(1.5, 5.0) + beside * (reach + rng.uniform(0.3, 1.2))
+        shift = np.array([*(place - position[:, :2].mean(axis=0)), floor - position[:, 2].min()], np.float32)
+        return skin, position + shift, normal
 
 
 def _row(
@@ -181,12 +207,12 @@ def _row(
     )
 
 
-def _balls(joints: np.ndarray, height: float, parts: list) -> np.ndarray:
-    """Spheres for the person, and one for each low thing that darkens the floor beside it."""
+def _balls(joints: np.ndarray, height: float, things: list[np.ndarray]) -> np.ndarray:
+    """Spheres for the person, and one for each low thing (vertices [N,3]) that darkens the floor beside it."""
     scale = height / 1.7
     rows = [[*(joints[a] + (joints[b] - joints[a]) * t), r * scale] for a, b, t, r in _BALLS]
-    for part in parts:
-        low, high = part.rest.min(axis=0), part.rest.max(axis=0)
+    for at in things:
+        low, high = at.min(axis=0), at.max(axis=0)
         if (high - low).max() < 1.3:
             rows.append([*((low + high) / 2), float((high - low).min()) / 2])
     return np.array(rows, np.float32)

@@ -319,7 +319,8 @@ def _cuts(rng: np.random.Generator, female: bool) -> dict[str, float]:
 def _swell(place: np.ndarray, limits: dict[str, float], rng: np.random.Generator) -> np.ndarray:
     """How far out painted cloth hangs from the skin, metres [N]: loose at hems, none where skin is bare."""
     trunk, arm, scalp = place.T
-    loose, wide = rng.uniform(0.006, 0.016), rng.uniform(0.005, 0.02)
+    baggy = rng.random() < 0.35
+    loose, wide = rng.uniform(0.006, 0.03 if baggy else 0.016), rng.uniform(0.005, 0.04 if baggy else 0.02)
     top = (trunk >= limits["waist"]) & (trunk < limits["neck"]) & (arm < limits["sleeve"])
     trousers = (trunk < limits["waist"]) & (trunk > limits["trousers"]) & (arm < 0.05)
     near_hem = np.clip(1 - (trunk - limits["waist"]) / 0.3, 0, 1) * (arm < 0.05)
