@@ -1,6 +1,6 @@
 """A few steps of a stage, alone or under torchrun; the first rank writes what came out.
 
-Arguments: kind (hrnet, lifter, sync-...), folder of stores, file to write, batch of a rank.
+Arguments: kind (hrnet, lifter, sync-..., nan-lifter), folder of stores, file to write, batch of a rank.
 """
 
 import sys
@@ -13,6 +13,7 @@ from hpe_fast.data.store import PoseStore
 from hpe_fast.training.config import PRESETS, OptimizerConfig, TrainConfig
 from hpe_fast.training.detector import DetectorStage
 from hpe_fast.training.distributed import Ranks, joined
+from hpe_fast.training.engine import Fit, TrainingDiverged
 from hpe_fast.training.lifting import LifterSamples, LifterStage
 
 STEPS = 4
@@ -42,10 +43,22 @@ def stage_of(kind: str, folder: Path, batch: int, ranks: Ranks) -> DetectorStage
     return LifterStage(config, samples, samples, "test", ranks)
 
 
+def diverge(stage: LifterStage, out: Path, ranks: Ranks) -> None:
+    """Writes what each rank says when the second one has a bad sample."""
+    if ranks.rank == 1:
+        stage.train.keypoints[:] = torch.nan
+    try:
+        Fit(stage, out.parent, ranks=ranks).run()
+    except TrainingDiverged as error:
+        torch.save(str(error), out.with_suffix(f".{ranks.rank}"))
+
+
 def main(kind: str, folder: str, out: str, batch: str) -> None:
     torch.set_num_threads(1)
     with joined("cpu") as ranks:
         stage = stage_of(kind, Path(folder), int(batch), ranks)
+        if kind == "nan-lifter":
+            return diverge(stage, Path(out), ranks)
         stage.model.train()
         batches = (b for epoch in range(STEPS) for b in stage.batches(epoch, 0))
         losses = [float(ranks.mean(stage.step(next(batches)))) for _ in range(STEPS)]

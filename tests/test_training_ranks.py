@@ -79,6 +79,15 @@ def test_without_common_statistics_the_ranks_still_agree_to_the_bit(tmp_path, st
 
 
 @pytest.mark.slow
+def test_all_ranks_stop_where_one_diverges(tmp_path, stores):
+    out = tmp_path / "said"
+    subprocess.run([*TORCHRUN, str(WORKER), "nan-lifter", str(stores), str(out), "4"], check=True)
+    first, second = (torch.load(out.with_suffix(f".{rank}"), weights_only=True) for rank in (0, 1))
+    assert "lifter: the loss is nan at step 0, samples of another rank" in first
+    assert "lifter: the loss is nan at step 0, samples rows [" in second
+
+
+@pytest.mark.slow
 def test_stopped_together_and_resumed_two_ranks_end_with_the_same_bits(tmp_path, stores):
     def start(out, *more):
         command = [*TORCHRUN, "-m", "hpe_fast.train", "--data", str(stores), *TRAIN, "--out", str(out), *more]

@@ -17,7 +17,8 @@ def photograph(rng: np.random.Generator, layers: Layers) -> tuple[bytes, dict[st
     size = layers.cover.shape[0]
     defocus = float(rng.choice([0.0, rng.uniform(0.4, 1.2), rng.uniform(1.2, 3.0)], p=[0.5, 0.3, 0.2]) * size / 256)
     front, cover, back = layers.front, layers.cover[..., None], layers.back
-    back = back * _soft_shadow(layers)[..., None]
+    tint = 1 + rng.normal(0, 0.1, 3).astype(np.float32)  # few panoramas, more moods
+    back = back * (_soft_shadow(layers)[..., None] * tint)
     if defocus > 0.2:
         back = cv2.GaussianBlur(back, (0, 0), defocus)
     moved = rng.random() < 0.1

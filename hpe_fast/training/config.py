@@ -118,7 +118,7 @@ class LifterConfig:
     jitter: float = 0.0
     """Standard deviation of noise on 2D joints that are labels, as a share of the crop's side."""
     fused: bool = True
-    """On a CPU: layers written out by hand, twice as fast, with dropout's random numbers of their own."""
+    """On a CPU: layers written out by hand in fewer passes, with random numbers of their own for dropout."""
     batch_size: int = 512
     """Poses of a rank at a time; --accumulate and the number of ranks multiply it."""
     epochs: int = 180
