@@ -1,4 +1,7 @@
-"""``python -m hpe_fast.convert LAYOUT SOURCE DESTINATION``: datasets to pose stores; ``inspect FILE`` shows one."""
+"""``python -m hpe_fast.convert LAYOUT SOURCE DESTINATION``: datasets to pose stores.
+
+``inspect FILE`` shows one, ``merge SOURCE... --out FILE`` makes one of several.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import Annotated, Literal
 import tyro
 
 from hpe_fast.data.converters import ConvertOptions, convert, describe, draw_sheet, find_problems
+from hpe_fast.data.merging import merge_stores
 from hpe_fast.data.store import PoseStore
 
 _LEFT_OUT_SHOWN = 10
@@ -62,6 +66,22 @@ class Coco(_Conversion):
 
 
 @dataclass
+class Merge:
+    """The rows of several pose stores in one, pictures scaled to one size where that is wanted."""
+
+    sources: tyro.conf.Positional[tuple[Path, ...]]
+    """Pose stores."""
+    out: Path
+    """The store to write."""
+    size: int | None = None
+    """Side of the pictures in pixels; without it as they are."""
+    quality: int = 92
+    """Of JPEGs that are encoded anew."""
+    limit: int | None = None
+    """Take at most so many rows of each source."""
+
+
+@dataclass
 class Inspect:
     """Counts, ranges and problems of a pose store, and 16 of its crops with their skeletons."""
 
@@ -77,6 +97,7 @@ Command = (
     | Annotated[Mmpose, tyro.conf.subcommand("mmpose")]
     | Annotated[VideoPose3D, tyro.conf.subcommand("videopose3d")]
     | Annotated[Coco, tyro.conf.subcommand("coco")]
+    | Annotated[Merge, tyro.conf.subcommand("merge")]
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
 )
 _NAMES = {Eth: "eth", H36mFetch: "h36m-fetch", Mmpose: "mmpose", VideoPose3D: "videopose3d", Coco: "coco"}
@@ -86,6 +107,8 @@ def run(command: Command) -> int:
     """Does what the command line asks for; 1 if something about the result is wrong, else 0."""
     if isinstance(command, Inspect):
         return show(command.file, command.out or command.file.with_suffix(".sheet.jpg"))
+    if isinstance(command, Merge):
+        return show(merge_stores(command.sources, command.out, command.size, command.quality, command.limit), None)
     common = {"source", "destination", "options", "sheet"}
     own = {key: value for key, value in vars(command).items() if key not in common}
     files = convert(_NAMES[type(command)], command.source, command.destination, command.options, **own)

@@ -146,3 +146,13 @@ def decode_picture(data: bytes) -> np.ndarray | None:
         return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error:  # an empty file, or a header that asks for more pixels than OpenCV allows
         return None
+
+
+def encode_square(square: np.ndarray, size: int, quality: int) -> bytes:
+    """A square picture (BGR, as :func:`decode_picture` returns it) as the JPEG bytes of ``size`` x ``size`` pixels."""
+    import cv2
+
+    shrinks = square.shape[0] >= size
+    square = cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_OPTIMIZE, 1]
+    return cv2.imencode(".jpg", square, options)[1].tobytes()

@@ -19,6 +19,7 @@ from itertools import islice
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 
+from hpe_fast.data.merging import merge_stores
 from hpe_fast.data.store import DataError, PoseStore, PoseStoreWriter
 from hpe_fast.files import atomic_path
 from hpe_fast.synthetic.extra import require
@@ -218,23 +219,5 @@ def _append(writer: PoseStoreWriter, row: Row) -> None:
 
 
 def _merge(corpus: Corpus) -> None:
-    size = corpus.settings.size
-    attributes = {"source": "hpe_fast.synthesize", "synthesis": corpus.description()}
-    with PoseStoreWriter(corpus.out, (size, size), **attributes) as writer:
-        for rows in corpus.ranges():
-            with PoseStore(corpus.part(rows)) as part:
-                for i in range(len(part)):
-                    writer.append(
-                        part.read_jpeg(i),
-                        part.pose2d[i],
-                        part.visible[i],
-                        part.pose3d[i],
-                        part.intrinsics[i],
-                        subject=part.subject[i],
-                        action=part.action[i],
-                        camera=part.camera[i],
-                        frame=int(part.frame[i]),
-                        name=part.name[i],
-                        occluded=part.occluded[i] if part.occluded is not None else None,
-                        recipe=part.recipe[i] if part.recipe is not None else "",
-                    )
+    parts = [corpus.part(rows) for rows in corpus.ranges()]
+    merge_stores(parts, corpus.out, source="hpe_fast.synthesize", synthesis=corpus.description())

@@ -72,7 +72,7 @@ class DetectorConfig:
     """The target heatmap."""
     normalization: Literal["imagenet", "paper"] = "imagenet"
     """Of pixels: mean and deviation of ImageNet's channels, or to -1..1."""
-    augmentation: Literal["none", "mild", "paper", "official"] = "official"
+    augmentation: Literal["none", "mild", "robust", "paper", "official"] = "official"
     """What happens to training pictures (see hpe_fast.data.preview)."""
     supervise_stages: bool = False
     """Add the loss of heatmaps after stages 2 and 3 (the paper's future work)."""

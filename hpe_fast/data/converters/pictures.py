@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hpe_fast.data.jpeg import decode_picture, jpeg_problem
+from hpe_fast.data.jpeg import decode_picture, encode_square, jpeg_problem
 
 
 class BadPicture(ValueError):
@@ -30,8 +30,6 @@ def crop_picture(path: Path, box: np.ndarray | None, size: int, quality: int) ->
     Raises:
         BadPicture: if the file is missing, truncated or no picture, or if it is not square and there is no box.
     """
-    import cv2
-
     data = _read(path)
     image = decode_picture(data)
     if image is None:
@@ -43,9 +41,8 @@ def crop_picture(path: Path, box: np.ndarray | None, size: int, quality: int) ->
         if height == size and _can_be_kept(data, size):
             return Crop(data, (height, width))
         box = np.array([0, 0, height])
-    square = _resize(_cut(image, *(int(v) for v in box)), size)
-    options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_OPTIMIZE, 1]
-    return Crop(cv2.imencode(".jpg", square, options)[1].tobytes(), (height, width))
+    square = _cut(image, *(int(v) for v in box))
+    return Crop(encode_square(square, size, quality), (height, width))
 
 
 def _read(path: Path) -> bytes:
@@ -73,10 +70,3 @@ def _cut(image: np.ndarray, left: int, top: int, side: int) -> np.ndarray:
         return np.zeros((side, side, 3), np.uint8)
     margins = (y0 - top, top + side - y1, x0 - left, left + side - x1)
     return cv2.copyMakeBorder(image[y0:y1, x0:x1], *margins, cv2.BORDER_CONSTANT, value=(0, 0, 0))
-
-
-def _resize(square: np.ndarray, size: int) -> np.ndarray:
-    import cv2
-
-    shrinks = square.shape[0] >= size
-    return cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
