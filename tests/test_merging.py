@@ -76,13 +76,13 @@ def test_what_does_not_fit_is_refused_and_nothing_is_left(two, make_store, tmp_p
     with PoseStoreWriter(tmp_path / "wide.h5", (64, 96)) as writer:
         writer.append(None, np.zeros((17, 2)), np.ones(17))
     cases = [
-        (dict(sources=[]), "at least one pose store"),
-        (dict(sources=[*two, other]), "48 x 48.*give a size"),
-        (dict(sources=[two[0], tmp_path / "poses.h5"]), "one has pictures, the other has none"),
-        (dict(sources=[tmp_path / "wide.h5"], size=32), "only square .* 64 x 96"),
-        (dict(sources=two, size=0), "size must be in 1.., got 0"),
-        (dict(sources=two, quality=101), "quality must be"),
-        (dict(sources=two, limit=0), "limit must be"),
+        ({"sources": []}, "at least one pose store"),
+        ({"sources": [*two, other]}, "48 x 48.*give a size"),
+        ({"sources": [two[0], tmp_path / "poses.h5"]}, "one has pictures, the other has none"),
+        ({"sources": [tmp_path / "wide.h5"], "size": 32}, "only square .* 64 x 96"),
+        ({"sources": two, "size": 0}, r"size must be in 1\.\.16384, got 0"),
+        ({"sources": two, "quality": 101}, "quality must be"),
+        ({"sources": two, "limit": 0}, "limit must be"),
     ]
     for arguments, message in cases:
         with pytest.raises(ValueError, match=message):
