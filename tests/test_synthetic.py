@@ -26,6 +26,7 @@ from hpe_fast.synthetic.rotations import axis_angle
 from hpe_fast.synthetic.scenery import Box, Panoramas
 from hpe_fast.synthetic.splits import SPLITS, split_of
 from hpe_fast.synthetic.studio import Settings, _behind
+from hpe_fast.synthetic.things import obstacles
 
 SMALL = 96
 
@@ -171,6 +172,20 @@ def test_a_box_contains_what_is_inside():
     points = np.array([[1.0, 2.9, 3.4], [1.9, 2.0, 3.0], [1.0, 2.0, 3.6]])
     assert box.contains(points).tolist() == [True, False, False]
     assert box.contains(points, 0.2).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("tall", [0.15, 0.4, 1.0, 2.0])
+def test_things_stand_round_people_of_any_height(tall):
+    kinds = set()
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        person = rng.uniform([-0.5, -0.2, 0.0], [0.5, 0.2, tall], (300, 3))
+        shot = random_shot(rng, person, 0.0, SMALL)
+        parts, names = obstacles(rng, shot.camera, person, 0.0, 0)
+        assert len(parts) == len(names)
+        assert all(np.isfinite(part.rest).all() for part in parts)
+        kinds |= set(names)
+    assert {"crate", "pole", "clutter"} <= kinds
 
 
 def test_a_garments_files(tmp_path):

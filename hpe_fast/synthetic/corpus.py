@@ -197,7 +197,11 @@ def _render_part(corpus: Corpus, rows: range) -> range:
     studio, size = _studio(corpus.settings), corpus.settings.size
     with PoseStoreWriter(corpus.part(rows), (size, size)) as writer:
         for number in rows:
-            _append(writer, studio.picture(number))
+            try:
+                row = studio.picture(number)
+            except ValueError as error:  # our mistake, not the user's: a traceback, and which picture shows it
+                raise RuntimeError(f"picture {number} of {corpus.settings}: {error}") from error
+            _append(writer, row)
     return rows
 
 

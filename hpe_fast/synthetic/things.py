@@ -88,7 +88,7 @@ def _in_front(
             return []
         return [round_part(centre, np.array([radius, radius]), 0.0, row, bone)]
     if kind == "crate":
-        size = rng.uniform([0.25, 0.25, 0.2], [0.8, 0.6, min(1.1, 0.7 * tall)])
+        size = rng.uniform([0.25, 0.25, 0.2], [0.8, 0.6, np.clip(0.7 * tall, 0.2, 1.1)])  # who lies is not tall
         boxes = [Box(np.array([*at, floor + size[2] / 2]), size, heading)]
     else:
         top = rng.uniform(0.35, 0.62) * tall
