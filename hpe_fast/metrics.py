@@ -283,6 +283,30 @@ def pck2d(
     return _mean(_distances(predicted, target) <= fraction * torso, counted, per_joint)
 
 
+def frame_errors(predicted: Tensor, target: Tensor) -> Tensor:
+    """Mean distance of each frame's known joints, to find the best and the worst frames.
+
+    Args:
+        predicted: ``[N, J, 2]`` px or ``[N, J, 3]`` mm, root-relative.
+        target: the same shape, not finite where unknown.
+
+    Returns:
+        ``[N]`` float64 in the unit of the arguments; NaN where no joint of a frame is known.
+
+    Raises:
+        TypeError: an argument is not a tensor.
+        ValueError: shapes differ or are neither ``[N, J, 2]`` nor ``[N, J, 3]``.
+
+    Example:
+        >>> target = torch.zeros(2, 17, 3)
+        >>> frame_errors(target + torch.tensor([[[3.0, 4.0, 0.0]], [[0.0, 0.0, 1.0]]]), target).tolist()
+        [5.0, 1.0]
+    """
+    predicted, target = _poses(predicted, target, 2 if getattr(target, "shape", (0,))[-1] == 2 else 3)
+    known = _known(target)
+    return torch.where(known, _distances(predicted, target), 0.0).sum(1) / known.sum(1)
+
+
 def _poses(predicted: Tensor, target: Tensor, axes: int) -> tuple[Tensor, Tensor]:
     for name, value in (("predicted", predicted), ("target", target)):
         if not isinstance(value, Tensor):

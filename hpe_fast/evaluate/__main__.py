@@ -1,0 +1,5 @@
+import sys
+
+from hpe_fast.evaluate import main
+
+sys.exit(main())
