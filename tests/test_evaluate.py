@@ -5,6 +5,7 @@ import json
 import math
 from dataclasses import asdict
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -20,6 +21,7 @@ from hpe_fast.evaluate import (
     detection_errors,
     evaluate,
     evaluate_weights,
+    figures,
     main,
     predictions,
     report,
@@ -28,7 +30,7 @@ from hpe_fast.evaluate import (
     root_relative,
     table,
 )
-from hpe_fast.evaluate.report import following
+from hpe_fast.evaluate.report import following, row_errors
 from hpe_fast.models import unit_crop
 from hpe_fast.ops import OFFICIAL
 from hpe_fast.skeleton import JOINTS
@@ -399,3 +401,59 @@ def test_a_folder_stands_for_its_validation_store_and_no_weights_for_the_bundled
         "default.lifter.safetensors",
     ]
     assert "rendered" in found["trained_on"]["detector"]
+
+
+# Figures.
+
+
+@pytest.mark.slow
+def test_figures_of_a_store(run, tmp_path, capsys):
+    store = write(tmp_path / "a.h5", *people(), pictures=True)
+    assert call(run, store, "--figures", tmp_path / "figures", "--samples", 4) == 0
+    names = ["best.png", "figure1.png", "figure2.png", "grid.png", "poses.html", "worst.png"]
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == names
+    said = capsys.readouterr().out.rpartition("wrote")[2]
+    assert all(name in said for name in names)
+    widths = {name: cv2.imread(str(tmp_path / "figures" / name)).shape[1] for name in names if name.endswith("png")}
+    assert widths["figure1.png"] == widths["best.png"] == widths["worst.png"] > widths["figure2.png"]
+    assert widths["grid.png"] == 4 * 160
+
+
+def test_best_and_worst_rows_are_those(tmp_path):
+    pose3d, *rest = people()
+    pose3d[4] = np.nan
+    store = write(tmp_path / "a.h5", pose3d, *rest)
+    offsets = np.zeros((6, 17, 3))
+    offsets[:, :, 0] = np.array([30, 10, 50, 20, 99, 40])[:, None]
+    offsets[5, 3] = np.nan
+    made = made_for(store, offsets)
+    best, worst = figures._extremes(made, 2)
+    assert (best, worst) == ([1, 3], [5, 2])
+    errors, unit = row_errors(made)
+    assert unit == "mm"
+    assert errors[:4] == pytest.approx([30, 10, 50, 20], abs=1e-3)
+
+
+@pytest.mark.slow
+def test_figures_without_pictures_or_without_truth(run, tmp_path):
+    pose3d, *rest = people()
+    bare = write(tmp_path / "bare.h5", pose3d, *rest)
+    assert call(run, bare, "--figures", tmp_path / "bare") == 0
+    assert [path.name for path in (tmp_path / "bare").iterdir()] == ["poses.html"]
+    flat = write(tmp_path / "flat.h5", np.full_like(pose3d, np.nan), *rest, pictures=True)
+    assert call(run, flat, "--figures", tmp_path / "flat") == 0
+    page = (tmp_path / "flat" / "poses.html").read_text()
+    assert "px" in page
+    assert '"truth":null' in page
+    assert len(list((tmp_path / "flat").iterdir())) == 6
+    nothing = write(tmp_path / "nothing.h5", np.full_like(pose3d, np.nan), *rest)
+    assert call(run, nothing, "--figures", tmp_path / "nothing") == 0
+    assert [path.name for path in (tmp_path / "nothing").iterdir()] == ["poses.html"]
+
+
+def test_a_folder_for_figures_that_cannot_be_made_is_known_before_the_work(run, tmp_path, capsys, monkeypatch):
+    store = write(tmp_path / "a.h5", *people())
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(command, "evaluate_weights", lambda config: pytest.fail("measured for nothing"))
+    assert call(run, store, "--figures", tmp_path / "file") == 2
+    assert "error: --figures" in capsys.readouterr().err

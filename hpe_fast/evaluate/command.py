@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
@@ -15,13 +16,14 @@ from torch import nn
 from hpe_fast.data.loader import ImageLoader
 from hpe_fast.data.store import PoseStore
 from hpe_fast.device import resolve_device
+from hpe_fast.evaluate.figures import GRID, write_figures
 from hpe_fast.evaluate.networks import detect
 from hpe_fast.evaluate.report import Predictions, predictions, report
 from hpe_fast.evaluate.tables import report_csv, report_json, report_text
 from hpe_fast.files import atomic_path
 from hpe_fast.models import load_checkpoint
 from hpe_fast.ops import IMAGENET, OFFICIAL, HeatmapCodec, Normalization
-from hpe_fast.pipeline import weight_paths
+from hpe_fast.pipeline import PosePipeline, weight_paths
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,10 @@ class EvaluateConfig:
     """Write the errors here as well."""
     csv: Path | None = None
     """Write them here as a table."""
+    figures: Path | None = None
+    """Write pictures into this folder: the paper's figures, best and worst cases, a grid, poses to turn (HTML)."""
+    samples: int = GRID
+    """Rows in the grid and in the page of poses."""
     frame_step: int = 1
     """For MPJVE: by how much the numbers of consecutive frames differ (5 for Human3.6M at 10 frames a second)."""
     device: str = "auto"
@@ -62,16 +68,36 @@ def main(argv: list[str] | None = None) -> int:
     config = tyro.cli(EvaluateConfig, args=argv)
     try:
         with outputs({"--json": config.json, "--csv": config.csv}) as files:
+            if config.figures is not None:
+                _check_folder("--figures", config.figures)
             measured = evaluate_weights(config)
             print(report_text(measured.report))
             if "--json" in files:
                 files["--json"].write_text(report_json(measured.report))
             if "--csv" in files:
                 files["--csv"].write_text(report_csv(measured.report))
+            if config.figures is not None:
+                _draw(config, measured)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _draw(config: EvaluateConfig, measured: Measured) -> None:
+    pipeline = PosePipeline(measured.detector, measured.lifter, config.device)
+    files = write_figures(config.figures, measured.store, measured.predictions, pipeline, config.samples)
+    print("\nwrote " + ", ".join(str(file) for file in files))
+
+
+def _check_folder(option: str, folder: Path) -> None:
+    """Know before the work that files can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f"{option} {folder}: cannot be written ({error.strerror})") from error
 
 
 @contextmanager
@@ -105,10 +131,9 @@ def evaluate_weights(config: EvaluateConfig) -> Measured:
     """
     if config.weights is not None and not config.weights.strip():
         raise ValueError("--weights is empty: name a run directory or bundled weights, or leave it out")
-    if config.batch_size < 1 or config.frame_step < 1:
-        raise ValueError(
-            f"--batch-size and --frame-step must be at least 1, got {config.batch_size} and {config.frame_step}"
-        )
+    for option in ("batch_size", "frame_step", "samples"):
+        if getattr(config, option) < 1:
+            raise ValueError(f"--{option.replace('_', '-')} must be at least 1, got {getattr(config, option)}")
     device = resolve_device(config.device)
     paths = weight_paths(config.weights)
     store = open_store(config.data)

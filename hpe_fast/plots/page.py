@@ -57,7 +57,7 @@ def pose_page(
 
     Example:
         >>> page = pose_page(np.random.default_rng(0).normal(0, 300, (2, 17, 3)), labels=["sitting", "<b>"])
-        >>> page.startswith("<!DOCTYPE html>"), "http" in page, "<b>" in page
+        >>> page.startswith("<!DOCTYPE html>"), "://" in page, "<b>" in page
         (True, False, False)
     """
     poses = _poses("joints3d", joints3d)
