@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
                 files["--csv"].write_text(report_csv(measured.report))
             if config.figures is not None:
                 _draw(config, measured)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -1,9 +1,9 @@
 """``python -m hpe_fast.predict INPUT... --out DIR``: poses in pictures, folders, videos and a camera's frames.
 
 In DIR: ``annotated/`` (every picture or video with its skeletons), ``predictions.json``, ``predictions.csv`` and
-``coco.json`` as ``--format`` asks (see ``hpe_fast.predict.writers`` for what they hold), and ``failed.txt``, the files
-that could not be read, if there are any. Exit codes: 0 done, 1 some files failed, 2 nothing could be done,
-130 interrupted (what was found until then is written).
+``coco.json`` as ``--format`` asks (see ``hpe_fast.predict.writers`` for what they hold), ``poses.html`` with ``--view``
+(the 3D poses, to turn with the mouse), and ``failed.txt``, the files that could not be read, if there are any. Exit
+codes: 0 done, 1 some files failed, 2 nothing could be done, 130 interrupted (what was found until then is written).
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,7 +20,11 @@ from tyro.conf import Positional, arg
 from hpe_fast.files import atomic_path
 from hpe_fast.pipeline import PosePipeline, load
 from hpe_fast.predict.sources import BoxTable, Failures, Frame, list_sources, read_frames
+from hpe_fast.predict.view import View
 from hpe_fast.predict.writers import Drawings, Found, Writer, open_writers
+
+#: Pixels held at a time.
+CHUNK_BYTES = 2**29
 
 
 @dataclass(frozen=True)
@@ -36,10 +39,12 @@ class PredictConfig:
     """Run directory, or the name of bundled weights."""
     boxes: Path | None = None
     """JSON or CSV with the people's boxes; without it every picture shows one person."""
-    format: tuple[Literal["json", "csv", "coco"], ...] = ("json",)
-    """Files to write: json, csv (the paper's submission: id and 51 numbers), coco (keypoints)."""
+    format: tuple[Literal["json", "csv", "csv.gz", "coco"], ...] = ("json",)
+    """Files to write: json, csv or csv.gz (the paper's submission: id and 51 numbers), coco (keypoints)."""
     draw: bool = True
     """Write pictures and videos with the skeletons."""
+    view: bool = False
+    """Write poses.html, a page with the 3D poses that turns with the mouse."""
     flip_test: bool = False
     """Average with the mirrored picture: a little better, twice the work."""
     device: str = "auto"
@@ -56,17 +61,29 @@ def main(argv: list[str] | None = None) -> int:
 
     config = tyro.cli(PredictConfig, args=argv)
     try:
+        _check(config)
         pipeline = load(config.weights, config.device)
         failures = predict(config, pipeline)
     except KeyboardInterrupt:
         print("interrupted; what was found until then is written", file=sys.stderr)
         return 130
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for file, reason in failures.items():
         print(f"failed: {file}: {reason}", file=sys.stderr)
     return 1 if failures else 0
+
+
+def _check(config: PredictConfig) -> None:
+    """Settings without sense, before anything is loaded."""
+    if config.weights is not None and not config.weights.strip():
+        raise ValueError("--weights is empty: name a run directory or bundled weights, or leave it out")
+    for option, value in (("--batch-size", config.batch_size), ("--max-frames", config.max_frames)):
+        if value is not None and value < 1:
+            raise ValueError(f"{option} must be at least 1, got {value}")
+    if config.out.exists() and not config.out.is_dir():
+        raise NotADirectoryError(f"--out {config.out}: is a file, a folder is wanted")
 
 
 def predict(config: PredictConfig, pipeline: PosePipeline) -> Failures:
@@ -78,19 +95,29 @@ def predict(config: PredictConfig, pipeline: PosePipeline) -> Failures:
     """
     failures: Failures = {}
     boxes = None if config.boxes is None else BoxTable(config.boxes)
-    sources = list_sources(config.inputs, failures)
+    sources = list_sources(config.inputs, failures, config.out)
     if not sources:
         raise ValueError(f"nothing to look at: {failures or 'no INPUT'}")
-    trained = {stage: about.get("trained_on") for stage, about in pipeline.metadata.items()}
-    about = {"weights": config.weights, "trained_on": trained}
     with ExitStack() as stack:
-        writers = list(stack.enter_context(open_writers(config.out, config.format, about, failures)))
-        if config.draw:
-            writers.append(stack.enter_context(Drawings(config.out / "annotated")))
+        writers = _writers(config, pipeline, failures, stack)
         frames = _frames_of_all(sources, boxes, config, failures)
         _look(frames, pipeline, config, writers)
     _list_failures(config.out / "failed.txt", failures)
+    if boxes is not None and boxes.unused:
+        print(f"{config.boxes}: boxes of files that were not looked at: {', '.join(boxes.unused)}", file=sys.stderr)
     return failures
+
+
+def _writers(config: PredictConfig, pipeline: PosePipeline, failures: Failures, stack: ExitStack) -> list[Writer]:
+    trained = {stage: about.get("trained_on") for stage, about in pipeline.metadata.items()}
+    about = {"weights": config.weights, "trained_on": trained}
+    drawings = Drawings(config.out / "annotated") if config.draw else None
+    writers = list(stack.enter_context(open_writers(config.out, config.format, about, failures, drawings)))
+    if drawings is not None:
+        writers.append(stack.enter_context(drawings))
+    if config.view:
+        writers.append(stack.enter_context(View(config.out / "poses.html")))
+    return writers
 
 
 def _frames_of_all(
@@ -104,12 +131,11 @@ def _frames_of_all(
         try:
             yield from tqdm(frames, desc=source, unit="frame", leave=False, dynamic_ncols=True, delay=1)
         except (ValueError, OSError) as error:
-            failures[source] = str(error)
+            failures[source] = getattr(error, "strerror", None) or str(error)
 
 
 def _look(frames: Iterable[Frame], pipeline: PosePipeline, config: PredictConfig, writers: list[Writer]) -> None:
-    frames = iter(frames)
-    while chunk := list(islice(frames, config.batch_size)):
+    for chunk in _chunks(frames, config.batch_size):
         boxes = None if config.boxes is None else [frame.boxes for frame in chunk]
         images = [frame.image for frame in chunk]
         poses = pipeline(images, boxes, flip_test=config.flip_test, batch_size=config.batch_size).to("cpu")
@@ -118,6 +144,18 @@ def _look(frames: Iterable[Frame], pipeline: PosePipeline, config: PredictConfig
             found = Found(poses.keypoints[rows].numpy(), poses.scores[rows].numpy(), poses.joints3d[rows].numpy())
             for writer in writers:
                 writer.add(frame, found)
+
+
+def _chunks(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
+    """Lists of at most ``size`` frames, and of fewer where pictures are large."""
+    chunk: list[Frame] = []
+    for frame in frames:
+        chunk.append(frame)
+        if len(chunk) == size or sum(held.image.nbytes for held in chunk) >= CHUNK_BYTES:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
 
 
 def _list_failures(path: Path, failures: Failures) -> None:

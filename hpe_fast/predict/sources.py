@@ -17,7 +17,11 @@ from hpe_fast.pipeline.inputs import as_boxes
 
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"}
+#: Pictures that may be transparent.
+WITH_ALPHA = {".png", ".webp", ".tif", ".tiff"}
 CAMERA = "camera:"
+#: A video with fewer than this share of the frames that its header promises was cut; headers are not exact.
+FRAMES_PROMISED = 0.95
 
 #: Reason by file: what could not be read.
 Failures = dict[str, str]
@@ -65,6 +69,7 @@ class BoxTable:
             raise ValueError(f"--boxes {path}: must end in .json or .csv")
         self._boxes = read(path)
         self._files = {file for file, _ in self._boxes}
+        self._used: set[str] = set()
 
     def of(self, file: str, number: int | None) -> Tensor:
         """Boxes ``[P, 4]`` float64 of a picture or frame; a frame that is not listed shows nobody.
@@ -75,7 +80,13 @@ class BoxTable:
         name = file if file in self._files else Path(file).name
         if name not in self._files:
             raise ValueError(f"not in {self.path}")
+        self._used.add(name)
         return torch.tensor(self._boxes.get((name, number), []), dtype=torch.float64).reshape(-1, 4)
+
+    @property
+    def unused(self) -> list[str]:
+        """Files listed that nobody asked for: most likely misspelt."""
+        return sorted(self._files - self._used)
 
 
 Boxes = dict[tuple[str, int | None], list[list[float]]]
@@ -83,7 +94,7 @@ Boxes = dict[tuple[str, int | None], list[list[float]]]
 
 def _read_json(path: Path) -> Boxes:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
         boxes: Boxes = {}
         for file, value in content.items():
             frames = {None: value} if isinstance(value, list) else {int(n): rows for n, rows in value.items()}
@@ -95,15 +106,22 @@ def _read_json(path: Path) -> Boxes:
 
 def _read_csv(path: Path) -> Boxes:
     boxes: Boxes = {}
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            try:
-                number = int(row["frame"]) if row.get("frame") else None
-                box = _box([row[name] for name in ("x", "y", "width", "height")])
-                boxes.setdefault((row["file"], number), []).append(box)
-            except (KeyError, ValueError, TypeError) as error:
-                raise ValueError(f"{path}: not a box (file, x, y, width, height): {row}") from error
+    for row in _csv_rows(path):
+        try:
+            number = int(row["frame"]) if row.get("frame") else None
+            box = _box([row[name] for name in ("x", "y", "width", "height")])
+            boxes.setdefault((row["file"], number), []).append(box)
+        except (KeyError, ValueError, TypeError) as error:
+            raise ValueError(f"{path}: not a box (file, x, y, width, height): {row}") from error
     return boxes
+
+
+def _csv_rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            return list(csv.DictReader(file, skipinitialspace=True))
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{path}: not a CSV file in UTF-8: {error}") from error
 
 
 def _box(values: Any) -> list[float]:
@@ -113,8 +131,10 @@ def _box(values: Any) -> list[float]:
     return box
 
 
-def list_sources(inputs: tuple[str, ...], failures: Failures) -> list[str]:
+def list_sources(inputs: tuple[str, ...], failures: Failures, out: Path | None = None) -> list[str]:
     """Files and cameras in order: a folder's pictures and videos by name; what does not exist goes to ``failures``.
+
+    Of folders, what lies in ``out`` is left out: an earlier run wrote it.
 
     Example:
         >>> failures = {}
@@ -125,7 +145,7 @@ def list_sources(inputs: tuple[str, ...], failures: Failures) -> list[str]:
     for name in inputs:
         path = Path(name)
         if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURES | VIDEOS)
+            inside = sorted(file for file in path.rglob("*") if _is_media(file, out))
             found += [str(file) for file in inside]
             if not inside:
                 failures[name] = "a folder without pictures or videos"
@@ -134,6 +154,13 @@ def list_sources(inputs: tuple[str, ...], failures: Failures) -> list[str]:
         else:
             failures[name] = "no such file"
     return list(dict.fromkeys(found))
+
+
+def _is_media(file: Path, out: Path | None) -> bool:
+    """Whether a folder's entry is to be looked at; a link that leads nowhere is, so that it is listed as failed."""
+    if file.suffix.lower() not in PICTURES | VIDEOS or file.is_dir():
+        return False
+    return out is None or not file.absolute().is_relative_to(out.absolute())
 
 
 def read_frames(source: str, boxes: BoxTable | None = None, max_frames: int | None = None) -> Iterator[Frame]:
@@ -159,26 +186,48 @@ def _frame(file: str, number: int | None, image: np.ndarray, boxes: BoxTable | N
 def _read_picture(path: Path) -> np.ndarray:
     import cv2
 
+    content = np.fromfile(path, np.uint8)
+    if not content.size:
+        raise ValueError("an empty file")
     try:
-        picture = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+        picture = cv2.imdecode(content, cv2.IMREAD_COLOR)
+        whole = cv2.imdecode(content, cv2.IMREAD_UNCHANGED) if path.suffix.lower() in WITH_ALPHA else None
     except cv2.error as error:
         raise ValueError(f"not a picture that OpenCV can read: {error.err}") from error
     if picture is None:
-        raise ValueError("not a picture that OpenCV can read")
+        raise ValueError("not a picture that OpenCV can read (8 or 16 bits a channel)")
+    if whole is not None and whole.ndim == 3 and whole.shape[2] == 4 and whole.shape[:2] == picture.shape[:2]:
+        alpha = whole[..., 3:].astype(np.float32) / np.iinfo(whole.dtype).max
+        picture = np.rint(picture * alpha).astype(np.uint8)  # over black, as the pipeline lays RGBA
     return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+
+
+def _camera(source: str) -> int:
+    number = source[len(CAMERA) :]
+    if not number.isdecimal():
+        raise ValueError(f"a camera is named {CAMERA}0, {CAMERA}1, ...")
+    return int(number)
 
 
 def _video(source: str) -> Iterator[tuple[np.ndarray, float]]:
     import cv2
 
-    capture = cv2.VideoCapture(int(source[len(CAMERA) :]) if source.startswith(CAMERA) else source)
+    camera = source.startswith(CAMERA)
+    if not camera and Path(source).stat().st_size == 0:
+        raise ValueError("an empty file")
+    capture = cv2.VideoCapture(_camera(source) if camera else source)
     try:
-        rate = capture.get(cv2.CAP_PROP_FPS)
+        rate, promised, count = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT), 0
         read, picture = capture.read()
         if not read:
-            raise ValueError("not a video (or camera) that OpenCV can read")
+            raise ValueError(
+                "no such camera, or it gives no pictures" if camera else "not a video that OpenCV can read"
+            )
         while read:
+            count += 1
             yield cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), rate if 1 <= rate <= 1000 else 25.0
             read, picture = capture.read()
+        if not camera and count < FRAMES_PROMISED * promised - 1:
+            raise ValueError(f"ends after {count} of {round(promised)} frames; what was found until there is kept")
     finally:
         capture.release()

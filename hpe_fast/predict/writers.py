@@ -5,6 +5,7 @@
     {"format": "hpe_fast/predictions/1", "weights": "...", "trained_on": {"detector": "...", "lifter": "..."},
      "joints": [17 names], "units": "...",
      "images": [{"file": "a.jpg", "frame": null or the number in a video, "width": px, "height": px,
+                 "annotated": "annotated/a.jpg" or null,
                  "people": [{"box": [x, y, width, height] or null, "keypoints": [[x, y] * 17] px,
                              "scores": [17], "joints3d": [[x, y, z] * 17] mm}]}],
      "failed": [{"file": "...", "reason": "..."}]}
@@ -20,10 +21,12 @@ All are written as the people are found, and appear under their names when they 
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -59,21 +62,31 @@ class Writer(Protocol):
 
 @contextmanager
 def open_writers(
-    folder: Path, formats: Sequence[str], about: dict[str, Any], failures: Failures
+    folder: Path,
+    formats: Sequence[str],
+    about: dict[str, Any],
+    failures: Failures,
+    drawings: Drawings | None = None,
 ) -> Iterator[list[Writer]]:
     """Writers of some formats; their files are complete when the block ends, even by Ctrl-C.
 
     Args:
         about: ``weights`` and ``trained_on``.
         failures: read at the end.
+        drawings: which names the annotated files.
     """
-    kinds = {"json": ("predictions.json", _Json), "csv": ("predictions.csv", _Csv), "coco": ("coco.json", _Coco)}
+    kinds = {
+        "json": ("predictions.json", partial(_Json, drawings=drawings)),
+        "csv": ("predictions.csv", _Csv),
+        "csv.gz": ("predictions.csv.gz", _Csv),
+        "coco": ("coco.json", _Coco),
+    }
     with ExitStack() as stack:
         writers = []
         for name in dict.fromkeys(formats):
             file, kind = kinds[name]
             path = stack.enter_context(atomic_path(folder / file))
-            writers.append(kind(stack.enter_context(path.open("w", newline="")), about, failures))
+            writers.append(kind(stack.enter_context(_opened(path)), about, failures))
         interrupted = None
         try:
             yield writers
@@ -86,13 +99,21 @@ def open_writers(
             raise interrupted
 
 
+def _opened(path: Path) -> TextIO:
+    if path.suffix != ".gz":
+        return path.open("w", newline="", encoding="utf-8")
+    return gzip.open(path, "wt", newline="", encoding="utf-8")
+
+
 def _rounded(values: np.ndarray, digits: int) -> list:
     return np.round(values.astype(float), digits).tolist()
 
 
 class _Json:
-    def __init__(self, file: TextIO, about: dict[str, Any], failures: Failures) -> None:
-        self._file, self._failures, self._separator = file, failures, "\n"
+    def __init__(
+        self, file: TextIO, about: dict[str, Any], failures: Failures, drawings: Drawings | None = None
+    ) -> None:
+        self._file, self._failures, self._drawings, self._separator = file, failures, drawings, "\n"
         head = {"format": "hpe_fast/predictions/1", **about, "joints": JOINTS, "units": UNITS}
         file.write(json.dumps(head)[:-1] + ', "images": [')
 
@@ -102,7 +123,9 @@ class _Json:
         names = "box", "keypoints", "scores", "joints3d"
         people = [dict(zip(names, person, strict=True)) for person in zip(*columns, strict=True)]
         height, width = frame.image.shape[:2]
-        row = {"file": frame.file, "frame": frame.number, "width": width, "height": height, "people": people}
+        drawn = None if self._drawings is None else f"{self._drawings.folder.name}/{self._drawings.name(frame)}"
+        row = {"file": frame.file, "frame": frame.number, "width": width, "height": height, "annotated": drawn}
+        row["people"] = people
         self._file.write(self._separator + json.dumps(row))
         self._separator = ",\n"
 
@@ -164,7 +187,7 @@ class Drawings:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._taken: set[str] = set()
+        self._names: dict[str, str] = {}
         self._video: ExitStack | None = None
         self._open_file, self._stream = None, None
 
@@ -185,7 +208,7 @@ class Drawings:
         """
         if frame.number is None:
             self._close_video()
-            draw_skeleton(frame.image, found.keypoints, found.scores, path=self._name(frame.file, ".jpg"))
+            draw_skeleton(frame.image, found.keypoints, found.scores, path=self.folder / self.name(frame))
             return
         import cv2
 
@@ -194,19 +217,21 @@ class Drawings:
         drawn = draw_skeleton(frame.image, found.keypoints, found.scores)
         self._stream.write(cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
 
-    def _name(self, file: str, suffix: str) -> Path:
-        stem = Path(file.replace(":", "-")).stem
-        names = (f"{stem}{'' if i == 1 else f'-{i}'}{suffix}" for i in range(1, len(self._taken) + 2))
-        name = next(name for name in names if name not in self._taken)
-        self._taken.add(name)
-        return self.folder / name
+    def name(self, frame: Frame) -> str:
+        """What a frame's file is called in the folder: its stem, with a number where two files share it."""
+        if frame.file not in self._names:
+            suffix = ".jpg" if frame.number is None else ".mp4"
+            stem, taken = Path(frame.file.replace(":", "-")).stem, {name.lower() for name in self._names.values()}
+            names = (f"{stem}{'' if i == 1 else f'-{i}'}{suffix}" for i in range(1, len(taken) + 2))
+            self._names[frame.file] = next(name for name in names if name.lower() not in taken)
+        return self._names[frame.file]
 
     def _start_video(self, frame: Frame) -> None:
         import cv2
 
         self._close_video()
         self._video, self._open_file = ExitStack(), frame.file
-        path = self._video.enter_context(atomic_path(self._name(frame.file, ".mp4")))
+        path = self._video.enter_context(atomic_path(self.folder / self.name(frame)))
         height, width = frame.image.shape[:2]
         codec = cv2.VideoWriter.fourcc(*"mp4v")
         self._stream = cv2.VideoWriter(str(path), codec, frame.rate, (width, height))
