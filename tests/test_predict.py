@@ -1,6 +1,7 @@
 """The command line: every kind of input, every format, and files that are broken."""
 
 import csv
+import gzip
 import json
 from dataclasses import asdict
 
@@ -12,6 +13,7 @@ import torch
 from hpe_fast import models, predict
 from hpe_fast.ops import OFFICIAL
 from hpe_fast.pipeline import load
+from hpe_fast.predict import view
 from hpe_fast.predict.sources import BoxTable, read_frames
 from hpe_fast.skeleton import JOINTS
 
@@ -191,3 +193,149 @@ def test_pictures_are_turned_as_their_camera_was(tmp_path):
     (tmp_path / "turned.jpg").write_bytes(data.tobytes()[:2] + segment + data.tobytes()[2:])
     (frame,) = read_frames(str(tmp_path / "turned.jpg"))
     assert frame.image.shape == (30, 20, 3)
+
+
+def test_every_kind_of_picture(tmp_path):
+    """Grey, 16 bits, transparent, tiny and thin: uint8 RGB, as the picture looks."""
+    color = np.random.default_rng(1).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    alpha = np.zeros((6, 9, 1), np.uint8)
+    alpha[:, :4] = 255
+    written = {
+        "grey.png": color[..., 0],
+        "deep.png": color.astype(np.uint16) * 257,
+        "deep_grey.tif": color[..., 0].astype(np.uint16) * 257,
+        "clear.png": np.dstack([color, alpha]),
+        "deep_clear.png": np.dstack([color, alpha]).astype(np.uint16) * 257,
+        "one.png": color[:1, :1],
+        "thin.png": np.tile(color[:1], (1, 300, 1)),
+    }
+    read = {}
+    for name, content in written.items():
+        assert cv2.imwrite(str(tmp_path / name), content)
+        (frame,) = read_frames(str(tmp_path / name))
+        assert frame.image.dtype == np.uint8
+        assert frame.image.shape == (*content.shape[:2], 3)
+        read[name] = frame.image[..., ::-1].astype(int)
+    for name in ("grey.png", "deep_grey.tif"):
+        np.testing.assert_allclose(read[name], np.repeat(color[..., :1], 3, axis=2), atol=1)
+    np.testing.assert_allclose(read["deep.png"], color, atol=1)
+    for name in ("clear.png", "deep_clear.png"):
+        np.testing.assert_allclose(read[name][:, :4], color[:, :4], atol=1)
+        assert (read[name][:, 4:] == 0).all(), "what is transparent lies over black"
+
+
+def test_odd_files_of_a_folder(run, media, tmp_path):
+    folder = tmp_path / "in"
+    (folder / "folder.jpg").mkdir(parents=True)
+    (folder / "link.png").symlink_to(tmp_path / "nowhere.png")
+    (folder / "zero.jpg").touch()
+    (folder / "zero.mp4").touch()
+    (folder / "text.png").write_text("hello")
+    (folder / "LOUD.JPG").write_bytes((media / "a.jpg").read_bytes())
+    (folder / "folder.jpg" / "ünï cödé.jpg").write_bytes((media / "a.jpg").read_bytes())
+    out = folder / "out"
+    for _ in range(2):  # the second time there are pictures in out, which are none to look at
+        assert call(run, folder, "--out", out) == 1
+        found = json.loads((out / "predictions.json").read_text())
+        assert [row["file"].rpartition("/")[2] for row in found["images"]] == ["LOUD.JPG", "ünï cödé.jpg"]
+        reasons = {row["file"].rpartition("/")[2]: row["reason"] for row in found["failed"]}
+        assert reasons["link.png"] == "No such file or directory"
+        assert reasons["zero.jpg"] == reasons["zero.mp4"] == "an empty file"
+        assert "not a picture" in reasons["text.png"]
+        assert len(reasons) == 4
+
+
+def test_a_cut_video_keeps_its_beginning_and_is_listed(run, tmp_path):
+    whole = tmp_path / "whole.avi"
+    video = cv2.VideoWriter(str(whole), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        video.write(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8))
+    video.release()
+    cut = tmp_path / "cut.avi"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    assert call(run, cut, whole, "--out", tmp_path / "out") == 1
+    found = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    counts = [sum(row["file"] == str(path) for row in found["images"]) for path in (cut, whole)]
+    assert 5 < counts[0] < 25
+    assert counts[1] == 30
+    (failed,) = found["failed"]
+    assert failed["file"] == str(cut)
+    assert failed["reason"].startswith(f"ends after {counts[0]} of 30 frames")
+    assert len(list(read_frames(str(whole)))) == 30
+    assert call(run, cut, "--out", tmp_path / "few", "--max-frames", 3) == 0, "frames nobody asked for may be missing"
+
+
+def test_json_names_the_annotated_files(run, media, tmp_path):
+    assert call(run, media, "--out", tmp_path) == 0
+    found = json.loads((tmp_path / "predictions.json").read_text())
+    names = {row["file"].removeprefix(f"{media}/"): row["annotated"] for row in found["images"]}
+    assert names["a.jpg"] == "annotated/a.jpg"
+    assert names["deep/a.png"] == "annotated/a-2.jpg"
+    assert names["walk.mp4"] == "annotated/walk.mp4"
+    for name in names.values():
+        assert (tmp_path / name).is_file()
+    assert cv2.imread(str(tmp_path / names["deep/a.png"])).shape == (64, 64, 3)
+    assert call(run, media / "a.jpg", "--out", tmp_path / "bare", "--no-draw") == 0
+    assert json.loads((tmp_path / "bare" / "predictions.json").read_text())["images"][0]["annotated"] is None
+
+
+def test_the_submission_is_compressed_as_well(run, media, tmp_path):
+    assert call(run, media, "--out", tmp_path, "--format", "csv", "csv.gz", "--no-draw") == 0
+    packed = gzip.decompress((tmp_path / "predictions.csv.gz").read_bytes())
+    assert packed == (tmp_path / "predictions.csv").read_bytes()
+
+
+def test_the_page_shows_everybody(run, media, tmp_path, monkeypatch, capsys):
+    assert call(run, media, "--out", tmp_path, "--no-draw", "--view") == 0
+    text = (tmp_path / "poses.html").read_text(encoding="utf-8")
+    data = json.loads(text.partition('id="data">')[2].partition("</script>")[0])
+    found = json.loads((tmp_path / "predictions.json").read_text())
+    people = [person for row in found["images"] for person in row["people"]]
+    assert len(data["poses"]) == len(people) == 8
+    np.testing.assert_allclose(data["poses"][2]["joints"], people[2]["joints3d"], atol=0.06)
+    assert data["poses"][7]["label"] == f"{media / 'walk.mp4'}, frame 4"
+    assert data["rate"] == 10
+    monkeypatch.setattr(view.View.__init__, "__defaults__", (3,))
+    assert call(run, media, "--out", tmp_path, "--no-draw", "--view") == 0
+    assert "shows the first 3 people, 5 are left out" in capsys.readouterr().err
+
+
+def test_boxes_of_files_that_are_not_there_are_told(run, media, tmp_path, capsys):
+    boxes = tmp_path / "boxes.csv"
+    boxes.write_bytes("\ufefffile, x, y, width, height\na.jpg,1,1,30,30\nb.jpg,1,1,30,30\n".encode())
+    assert call(run, media / "a.jpg", "--out", tmp_path / "out", "--boxes", boxes, "--no-draw") == 0
+    assert "boxes of files that were not looked at: b.jpg" in capsys.readouterr().err
+    for name, content in (("latin.csv", b"file,x,y,width,height\n\xe4.jpg,1,1,2,2\n"), ("latin.json", b'{"\xe4": []}')):
+        (tmp_path / name).write_bytes(content)
+        assert call(run, media / "a.jpg", "--out", tmp_path / "out", "--boxes", tmp_path / name) == 2
+        assert name in capsys.readouterr().err
+
+
+def test_settings_without_sense_and_cameras_that_are_not_there(run, media, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for arguments, message in (
+        (["--batch-size", 0], "--batch-size must be at least 1"),
+        (["--max-frames", 0], "--max-frames must be at least 1"),
+        (["--out", tmp_path / "file"], "is a file, a folder is wanted"),
+        (["--out", tmp_path / "file" / "deep"], "Not a directory"),
+        (["--weights", ""], "--weights is empty"),
+        (["--boxes", tmp_path / "none.json"], "none.json"),
+    ):
+        assert (
+            predict.main(list(map(str, [media / "a.jpg", "--out", tmp_path / "x", "--weights", run, *arguments]))) == 2
+        )
+        assert message in capsys.readouterr().err
+    assert call(run, "camera:77", "camera:front", media / "a.jpg", "--out", tmp_path / "out", "--no-draw") == 1
+    failed = json.loads((tmp_path / "out" / "predictions.json").read_text())["failed"]
+    assert [row["reason"] for row in failed] == [
+        "no such camera, or it gives no pictures",
+        "a camera is named camera:0, camera:1, ...",
+    ]
+
+
+def test_large_pictures_go_through_in_small_lists(monkeypatch):
+    monkeypatch.setattr(predict, "CHUNK_BYTES", 250)
+    frames = [predict.Frame(str(i), None, np.zeros((10, 10, 1), np.uint8), None) for i in range(7)]
+    assert [len(chunk) for chunk in predict._chunks(frames, 4)] == [3, 3, 1]
+    assert [len(chunk) for chunk in predict._chunks(frames, 2)] == [2, 2, 2, 1]
