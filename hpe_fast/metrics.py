@@ -17,6 +17,19 @@ from torch import Tensor
 
 from hpe_fast.skeleton import ROOT, TORSO
 
+__all__ = [
+    "AUC_THRESHOLDS_MM",
+    "auc3d",
+    "epe2d",
+    "frame_errors",
+    "mpjpe",
+    "mpjve",
+    "n_mpjpe",
+    "pa_mpjpe",
+    "pck2d",
+    "pck3d",
+]
+
 #: Thresholds of ``auc3d`` in mm: 0, 5, ..., 150.
 AUC_THRESHOLDS_MM: tuple[float, ...] = tuple(float(threshold) for threshold in range(0, 151, 5))
 

@@ -80,17 +80,3 @@ def test_examples_in_docstrings_run(name, tmp_path, monkeypatch):
     module = importlib.import_module(name)
     result = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
     assert result.failed == 0
-
-
-def public_functions() -> list[object]:
-    """What the package shows to users."""
-    rooms = [hpe_fast.ops, hpe_fast.models, hpe_fast.metrics, hpe_fast.pipeline, hpe_fast.plots]
-    objects = [getattr(module, name) for module in rooms for name in getattr(module, "__all__", [])]
-    return [o for o in objects if callable(o)]
-
-
-@pytest.mark.parametrize("function", public_functions(), ids=lambda f: f"{f.__module__}.{f.__qualname__}")
-def test_public_functions_are_documented_with_an_example(function):
-    assert function.__doc__
-    if not (isinstance(function, type) and issubclass(function, Exception)):
-        assert ">>>" in function.__doc__

@@ -19,6 +19,8 @@ from hpe_fast.data.dali import Steps, build_pipeline, pipeline_inputs, undecodab
 from hpe_fast.data.schema import DataError
 from hpe_fast.data.store import PoseStore
 
+__all__ = ["Batch", "ImageLoader"]
+
 
 @dataclass
 class Batch:
@@ -34,6 +36,10 @@ class Batch:
         noise_std: float32 [B] for the same, 0..1 scale, or ``None``.
         sample_ids: int64 [B], unique to epoch and row: the key of the noise.
         rows: int64 [B], rows of the store.
+
+    Example:
+        >>> [name for name in Batch.__dataclass_fields__][:3]
+        ['images', 'keypoints', 'weights']
     """
 
     images: torch.Tensor

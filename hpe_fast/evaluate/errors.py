@@ -14,7 +14,20 @@ from hpe_fast.models import from_unit_crop, unit_crop
 
 
 def detection_errors(detections: Detections, store: PoseStore) -> dict[str, float]:
-    """2D errors: ``epe2d_px`` in pixels of the store's pictures, ``pck2d_02_torso`` as a share of visible joints."""
+    """2D errors: ``epe2d_px`` in pixels of the store's pictures, ``pck2d_02_torso`` as a share of visible joints.
+
+    Example:
+        >>> import numpy as np, tempfile
+        >>> from hpe_fast.data.store import PoseStoreWriter
+        >>> path = tempfile.mkdtemp() + "/poses.h5"
+        >>> with PoseStoreWriter(path, (64, 64)) as writer:
+        ...     writer.append(None, np.random.default_rng(0).uniform(0, 63, (17, 2)), np.ones(17))
+        >>> store = PoseStore(path)
+        >>> found = Detections(unit_crop(torch.tensor(store.pose2d), (64, 64)), torch.ones(1, 17), torch.tensor([0]))
+        >>> errors = detection_errors(found, store)
+        >>> round(errors["epe2d_px"], 3), errors["pck2d_02_torso"]
+        (0.0, 1.0)
+    """
     predicted = from_unit_crop(detections.keypoints, store.image_size)
     rows = detections.rows.numpy()
     target = torch.tensor(store.pose2d[rows])
@@ -26,7 +39,12 @@ def detection_errors(detections: Detections, store: PoseStore) -> dict[str, floa
 
 
 def pose_errors(predicted: Tensor, target: Tensor) -> dict[str, float]:
-    """``mpjpe_mm`` and ``pa_mpjpe_mm`` of root-relative poses ``[N, 17, 3]``, frame means; NaN without truth."""
+    """``mpjpe_mm`` and ``pa_mpjpe_mm`` of root-relative poses ``[N, 17, 3]``, frame means; NaN without truth.
+
+    Example:
+        >>> round(pose_errors(torch.ones(2, 17, 3), torch.zeros(2, 17, 3))["mpjpe_mm"], 3)
+        1.732
+    """
     return {
         "mpjpe_mm": float(metrics.mpjpe(predicted, target)),
         "pa_mpjpe_mm": float(metrics.pa_mpjpe(predicted, target)),
@@ -35,7 +53,13 @@ def pose_errors(predicted: Tensor, target: Tensor) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Predictions for a store and their errors."""
+    """Predictions for a store and their errors; what ``evaluate`` returns.
+
+    Example:
+        >>> found = Detections(torch.rand(2, 17, 2), torch.ones(2, 17), torch.tensor([0, 1]))
+        >>> Evaluation(found, torch.zeros(2, 17, 3), {"epe2d_px": 3.2}).errors
+        {'epe2d_px': 3.2}
+    """
 
     detections: Detections
     joints3d: Tensor
@@ -49,7 +73,23 @@ def evaluate(detections: Detections, lifter: nn.Module, store: PoseStore, mean_p
 
     Args:
         detections: of the store's pictures.
+        lifter: unit-crop keypoints ``[B, 17, 2]`` to root-relative joints ``[B, 17, 3]`` mm.
+        store: the truth: ``pose3d`` in mm, ``pose2d`` in px.
         mean_pose: ``[17, 3]`` mm, root-relative mean of the training poses.
+
+    Returns:
+        Evaluation: errors in mm, px and shares of 1.
+
+    Example:
+        >>> import numpy as np, tempfile
+        >>> from hpe_fast.data.store import PoseStoreWriter
+        >>> from hpe_fast.models import lifter
+        >>> path = tempfile.mkdtemp() + "/poses.h5"
+        >>> with PoseStoreWriter(path, (64, 64)) as writer:
+        ...     writer.append(None, np.full((17, 2), 9.0), np.ones(17), pose3d=np.full((17, 3), 700.0))
+        >>> found = Detections(torch.rand(1, 17, 2), torch.ones(1, 17), torch.tensor([0]))
+        >>> evaluate(found, lifter(width=16), PoseStore(path), torch.zeros(17, 3)).errors["mpjpe_mm"]["mean_pose"]
+        0.0
     """
     joints3d = lift(lifter, detections.keypoints)
     rows = detections.rows.numpy()
@@ -62,7 +102,17 @@ def evaluate(detections: Detections, lifter: nn.Module, store: PoseStore, mean_p
 
 
 def table(errors: dict) -> str:
-    """The errors as text for a person."""
+    """The errors as text for a person.
+
+    Example:
+        >>> each = {"mean_pose": 250.0, "lifter_true_2d": 80.0, "pipeline": 120.0}
+        >>> print(table({"mpjpe_mm": each, "pa_mpjpe_mm": each, "epe2d_px": 3.21, "pck2d_02_torso": 0.8}))
+                                MPJPE mm   PA-MPJPE mm
+        mean pose                  250.0         250.0
+        lifter on true 2D           80.0          80.0
+        whole pipeline             120.0         120.0
+        2D: mean error 3.21 px, PCK@0.2 torso 0.800
+    """
     rows = [
         ("mean pose", "mean_pose"),
         ("lifter on true 2D", "lifter_true_2d"),

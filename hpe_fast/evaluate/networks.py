@@ -17,7 +17,13 @@ from hpe_fast.skeleton import NUM_JOINTS
 
 @dataclass(frozen=True)
 class Detections:
-    """What the detector found in every picture of a store."""
+    """What the detector found in every picture of a store.
+
+    Example:
+        >>> found = Detections(torch.rand(2, 17, 2), torch.ones(2, 17), torch.tensor([4, 9]))
+        >>> found.rows.tolist()
+        [4, 9]
+    """
 
     keypoints: Tensor
     """[N, 17, 2] float32, unit-crop coordinates, on the CPU."""
@@ -40,8 +46,33 @@ def detect(
     """Run the detector over a loader's first epoch; the model is left in evaluation mode.
 
     Args:
+        model: images ``[B, 3, h, w]`` to heatmaps ``[B, 17, h', w']``.
+        loader: of the store's pictures, at the size of the model's input.
+        codec: what the heatmaps are.
+        normalization: of the model's input.
         amp: compute in ``fast_dtype`` instead of float32.
         progress: show a bar.
+
+    Returns:
+        Detections: keypoints in unit-crop coordinates.
+
+    Raises:
+        DataError: a picture is damaged; its file and row are named.
+
+    Example:
+        >>> import cv2, numpy as np, tempfile
+        >>> from hpe_fast.data.store import PoseStore, PoseStoreWriter
+        >>> from hpe_fast.models import hrnet
+        >>> from hpe_fast.ops import IMAGENET, OFFICIAL
+        >>> path = tempfile.mkdtemp() + "/poses.h5"
+        >>> jpeg = cv2.imencode(".jpg", np.zeros((64, 64, 3), np.uint8))[1].tobytes()
+        >>> with PoseStoreWriter(path, (64, 64)) as writer:
+        ...     for _ in range(3):
+        ...         writer.append(jpeg, np.full((17, 2), 30.0), np.ones(17))
+        >>> loader = ImageLoader(PoseStore(path), batch_size=2)
+        >>> model = hrnet(width=8, modules=(1, 1, 1), blocks=1)
+        >>> detect(model, loader, OFFICIAL.resized(64, 16), IMAGENET).keypoints.shape
+        torch.Size([3, 17, 2])
     """
     from tqdm import tqdm
 
@@ -64,12 +95,23 @@ def detect(
 
 @torch.no_grad()
 def lift(lifter: nn.Module, keypoints: Tensor, batch_size: int = 8192) -> Tensor:
-    """3D joints ``[N, 17, 3]`` (mm, root-relative, on the CPU) of unit-crop keypoints ``[N, 17, 2]``."""
+    """3D joints ``[N, 17, 3]`` (mm, root-relative, on the CPU) of unit-crop keypoints ``[N, 17, 2]``.
+
+    Example:
+        >>> from hpe_fast.models import lifter
+        >>> lift(lifter(width=16), torch.rand(5, 17, 2), batch_size=2).shape
+        torch.Size([5, 17, 3])
+    """
     lifter.eval()
     device = next(lifter.parameters()).device
     return torch.cat([lifter(part.to(device)).float().cpu() for part in keypoints.split(batch_size)])
 
 
 def root_relative(pose3d: Tensor) -> Tensor:
-    """``[N, 17, 3]`` with the hip at the origin."""
+    """Poses ``[N, 17, 3]`` mm with the hip at the origin.
+
+    Example:
+        >>> root_relative(torch.ones(2, 17, 3)).abs().max()
+        tensor(0.)
+    """
     return pose3d - pose3d[:, :1]

@@ -38,7 +38,17 @@ _OF_FRAMES: dict[str, Callable[..., Tensor]] = {
 
 @dataclass(frozen=True)
 class Predictions:
-    """What is said of some of a store's rows, beside the truth; everything on the CPU."""
+    """What is said of some of a store's rows, beside the truth; everything on the CPU.
+
+    Example:
+        >>> deep, flat = torch.zeros(2, 17, 3), torch.zeros(2, 17, 2)
+        >>> made = Predictions(
+        ...     rows=torch.arange(2), target=deep, guesses={"lifter_true_2d": deep + torch.tensor([3.0, 4.0, 0.0])},
+        ...     target2d=flat, visible=torch.ones(2, 17) > 0, keypoints=None, actions=["Walk", "Walk"],
+        ...     follows=torch.tensor([False, True]))
+        >>> made.pairs, len(made.select(torch.tensor([1])).rows)
+        (1, 1)
+    """
 
     rows: Tensor
     """[N] int64, ascending."""
@@ -93,6 +103,21 @@ def predictions(
         mean_pose: ``[17, 3]`` mm, root-relative mean of the training poses, if it is known.
         detections: of the store's pictures, in any order.
         frame_step: by how much the frame numbers of consecutive frames differ.
+
+    Returns:
+        Predictions: poses in mm, root-relative; keypoints in px of the store's pictures.
+
+    Example:
+        >>> import tempfile
+        >>> from hpe_fast.data.store import PoseStoreWriter
+        >>> from hpe_fast.models import lifter
+        >>> path = tempfile.mkdtemp() + "/poses.h5"
+        >>> with PoseStoreWriter(path, (64, 64)) as writer:
+        ...     for i in range(3):
+        ...         writer.append(None, np.full((17, 2), 9.0), np.ones(17), pose3d=np.ones((17, 3)), frame=i)
+        >>> made = predictions(PoseStore(path), lifter(width=16), None, None)
+        >>> made.pairs, list(made.guesses)
+        (2, ['lifter_true_2d'])
     """
     order = None if detections is None else torch.argsort(detections.rows)
     rows = torch.arange(len(store)) if order is None else detections.rows[order]
@@ -130,8 +155,18 @@ def report(made: Predictions) -> dict[str, Any]:
     Returns:
         The errors over all frames ("frame mean") under ``METRICS_3D`` (for each guess) and ``METRICS_2D``; beside
         them ``action_mean`` (the mean of the actions' own values), ``actions`` and ``joints`` (frame means by name),
-        ``rows``, ``rows_with_3d`` and ``consecutive_pairs``. None stands where nothing could be measured, NaN where a
-        prediction is not finite.
+        ``rows``, ``rows_with_3d`` and ``consecutive_pairs``. Errors are in mm, px, and shares of 1. None stands where
+        nothing could be measured, NaN where a prediction is not finite.
+
+    Example:
+        >>> deep, flat = torch.zeros(2, 17, 3), torch.zeros(2, 17, 2)
+        >>> made = Predictions(
+        ...     rows=torch.arange(2), target=deep, guesses={"lifter_true_2d": deep + torch.tensor([3.0, 4.0, 0.0])},
+        ...     target2d=flat, visible=torch.ones(2, 17) > 0, keypoints=None, actions=["Walk", "Walk"],
+        ...     follows=torch.tensor([False, True]))
+        >>> found = report(made)
+        >>> found["mpjpe_mm"]["lifter_true_2d"], found["actions"]["Walk"]["rows"], found["epe2d_px"]
+        (5.0, 2, None)
     """
     places: dict[str, list[int]] = {}
     for place, action in enumerate(made.actions):

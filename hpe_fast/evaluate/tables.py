@@ -24,7 +24,19 @@ _SHOWN = {
 
 
 def report_text(found: dict[str, Any]) -> str:
-    """The report for a person: frame mean, action mean, each action and each joint."""
+    """The report for a person: frame mean, action mean, each action and each joint; mm, px and shares of 1.
+
+    Example:
+        >>> import torch
+        >>> from hpe_fast.evaluate.report import Predictions, report
+        >>> deep, flat = torch.zeros(2, 17, 3), torch.zeros(2, 17, 2)
+        >>> made = Predictions(
+        ...     rows=torch.arange(2), target=deep, guesses={"lifter_true_2d": deep + torch.tensor([3.0, 4.0, 0.0])},
+        ...     target2d=flat, visible=torch.ones(2, 17) > 0, keypoints=None, actions=["Walk", "Walk"],
+        ...     follows=torch.tensor([False, True]))
+        >>> print(report_text(report(made)).splitlines()[1][:48])
+        lifter on true 2D                          5.0
+    """
     best = best_guess(found)
     count = len(found["actions"])
     blocks = [
@@ -105,7 +117,19 @@ def _grid(heading: list[str], rows: list[list[str]]) -> str:
 
 
 def report_csv(found: dict[str, Any]) -> str:
-    """One line for the frame mean, the action mean, each action and each joint; empty cells are not measured."""
+    """One line for the frame mean, the action mean, each action and each joint; empty cells are not measured.
+
+    Example:
+        >>> import torch
+        >>> from hpe_fast.evaluate.report import Predictions, report
+        >>> deep, flat = torch.zeros(2, 17, 3), torch.zeros(2, 17, 2)
+        >>> made = Predictions(
+        ...     rows=torch.arange(2), target=deep, guesses={"lifter_true_2d": deep + torch.tensor([3.0, 4.0, 0.0])},
+        ...     target2d=flat, visible=torch.ones(2, 17) > 0, keypoints=None, actions=["Walk", "Walk"],
+        ...     follows=torch.tensor([False, True]))
+        >>> [line[:14] for line in report_csv(report(made)).splitlines()[1:4]]
+        ['all,,frame,2,,', 'all,,action,2,', 'action,Walk,fr']
+    """
     columns = [(name, guess) for name in METRICS_3D for guess in GUESSES] + [(name, "") for name in METRICS_2D]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
@@ -122,7 +146,19 @@ def report_csv(found: dict[str, Any]) -> str:
 
 
 def report_json(found: dict[str, Any]) -> str:
-    """Strict JSON: null where nothing could be measured, the text "nan" where a prediction is not finite."""
+    """Strict JSON: null where nothing could be measured, the text "nan" where a prediction is not finite.
+
+    Example:
+        >>> import torch
+        >>> from hpe_fast.evaluate.report import Predictions, report
+        >>> deep, flat = torch.zeros(2, 17, 3), torch.zeros(2, 17, 2)
+        >>> made = Predictions(
+        ...     rows=torch.arange(2), target=deep, guesses={"lifter_true_2d": deep + torch.tensor([3.0, 4.0, 0.0])},
+        ...     target2d=flat, visible=torch.ones(2, 17) > 0, keypoints=None, actions=["Walk", "Walk"],
+        ...     follows=torch.tensor([False, True]))
+        >>> json.loads(report_json(report(made)))["joints"]["Head"]["mpjpe_mm"]["lifter_true_2d"]
+        5.0
+    """
     return json.dumps(_strict(found), indent=2, allow_nan=False) + "\n"
 
 

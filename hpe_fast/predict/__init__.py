@@ -23,13 +23,20 @@ from hpe_fast.predict.sources import BoxTable, Failures, Frame, list_sources, re
 from hpe_fast.predict.view import View
 from hpe_fast.predict.writers import Drawings, Found, Writer, open_writers
 
-#: Pixels held at a time.
+__all__ = ["PredictConfig", "main", "predict"]
+
+#: Bytes of pixels held at a time.
 CHUNK_BYTES = 2**29
 
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """Find people's joints in pictures, folders, videos, or a camera's frames (camera:0)."""
+    """Find people's joints in pictures, folders, videos, or a camera's frames (camera:0).
+
+    Example:
+        >>> PredictConfig(("photos",), Path("drawn")).format
+        ('json',)
+    """
 
     inputs: Annotated[Positional[tuple[str, ...]], arg(metavar="INPUT...")]
     """Pictures, folders of them, videos, or camera:N."""
@@ -56,7 +63,12 @@ class PredictConfig:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """The command line; returns the exit code.
+
+    Example:
+        >>> main(["photo.jpg", "--out", "drawn", "--batch-size", "0"])  # the reason goes to stderr
+        2
+    """
     import tyro
 
     config = tyro.cli(PredictConfig, args=argv)
@@ -92,6 +104,19 @@ def predict(config: PredictConfig, pipeline: PosePipeline) -> Failures:
     Raises:
         ValueError: there is nothing to look at, or ``--boxes`` is no table of boxes.
         OSError: the output cannot be written.
+
+    Example:
+        >>> import cv2, numpy as np, tempfile
+        >>> from hpe_fast.models import hrnet, lifter
+        >>> from hpe_fast.ops import OFFICIAL
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = cv2.imwrite(str(folder / "a.png"), np.zeros((40, 30, 3), np.uint8))
+        >>> detector = hrnet(width=8, modules=(1, 1, 1), blocks=1)
+        >>> pipeline = PosePipeline(detector, lifter(width=16), "cpu", codec=OFFICIAL.resized(64, 16))
+        >>> predict(PredictConfig((f"{folder}/a.png", "b.png"), folder / "out"), pipeline)
+        {'b.png': 'no such file'}
+        >>> sorted(path.name for path in (folder / "out").iterdir())
+        ['annotated', 'failed.txt', 'predictions.json']
     """
     failures: Failures = {}
     boxes = None if config.boxes is None else BoxTable(config.boxes)

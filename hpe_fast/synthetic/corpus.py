@@ -34,7 +34,13 @@ _SIZES = (32, 1024)
 
 @dataclass(frozen=True)
 class Corpus:
-    """``count`` pictures of ``settings`` in the file ``out``."""
+    """``count`` pictures of ``settings`` in the file ``out``.
+
+    Example:
+        >>> corpus = Corpus(Path("people.h5"), 3, Settings(0, "train", None, None, 128, 10, "cpu"))
+        >>> [len(rows) for rows in corpus.ranges()]
+        [3]
+    """
 
     out: Path
     count: int
@@ -76,6 +82,11 @@ def render_corpus(corpus: Corpus, workers: int = 1, progress: Callable[[int, int
         ValueError: for settings without sense, missing packages, files that cannot be used, or if ``out`` or its parts
             were made with other settings.
         OSError: if the disk is full or not writable.
+
+    Example:
+        >>> render_corpus(Corpus(Path("people.h5"), 3, Settings(0, "train", None, None, 128, 10, "cpu")), workers=0)
+        Traceback (most recent call last):
+        ValueError: ...
     """
     _check(corpus, workers)
     require()

@@ -38,13 +38,22 @@ _BALLS = (
 
 @dataclass(frozen=True)
 class Settings:
-    """What a corpus is made from."""
+    """What a corpus is made from.
+
+    Example:
+        >>> Settings(0, "train", None, None, 128, 10, "cpu").size
+        128
+    """
 
     seed: int
     split: str
+    """train, valid or test: they share no recording, outfit or panorama."""
     assets: Path | None
+    """Folder with MakeHuman's clothes and panoramas."""
     mocap: Path | None
+    """Folder with motion capture."""
     size: int
+    """Side of the pictures, px."""
     people: int
     device: str
 

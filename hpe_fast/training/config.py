@@ -33,7 +33,12 @@ def _require_positive(config: object, *names: str) -> None:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """How the weights move."""
+    """How the weights move.
+
+    Example:
+        >>> OptimizerConfig(learning_rate=3e-3).name
+        'adamw'
+    """
 
     name: Optimizer = "adamw"
     """sgd: with momentum. adamw: weight decay apart from the gradient."""
@@ -62,7 +67,12 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class DetectorConfig:
-    """The first stage: image to heatmaps."""
+    """The first stage: image to heatmaps.
+
+    Example:
+        >>> DetectorConfig(model="tiny").image_size
+        256
+    """
 
     model: Literal["tiny", "paper", "w32", "w48", "resnet50"] = "w32"
     """HRNet of 2.9, 9.3, 28.5 or 63.6 million parameters, or the ResNet-50 of SimpleBaseline."""
@@ -99,7 +109,12 @@ class DetectorConfig:
 
 @dataclass(frozen=True)
 class LifterConfig:
-    """The second stage: 2D joints to 3D joints."""
+    """The second stage: 2D joints to 3D joints.
+
+    Example:
+        >>> LifterConfig().width
+        1024
+    """
 
     width: int = 1024
     """Units of a hidden layer."""
@@ -132,7 +147,12 @@ class LifterConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Train a two-stage 3D pose model: HRNet finds the joints in an image, a dense network lifts them to 3D."""
+    """Train a two-stage 3D pose model: HRNet finds the joints in an image, a dense network lifts them to 3D.
+
+    Example:
+        >>> TrainConfig(seed=7).detector.model
+        'w32'
+    """
 
     data: Path | None = None
     """Pose store, folder with train.h5 and valid.h5, or dataset folder of a known layout. None: the bundled sample."""

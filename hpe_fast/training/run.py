@@ -42,6 +42,11 @@ def train(config: TrainConfig) -> dict[str, Any]:
         ValueError, OSError: bad settings or data, with the culprit named.
         TrainingDiverged: the loss is no longer finite.
         Interrupted: SIGINT or SIGTERM; the state is saved.
+
+    Example:
+        >>> train(TrainConfig(data=Path("no/such/data"), out=Path("run"), device="cpu"))
+        Traceback (most recent call last):
+        FileNotFoundError: ...
     """
     with joined(config.device) as ranks:
         return _train(config, ranks)

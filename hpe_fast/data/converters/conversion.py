@@ -42,7 +42,13 @@ LAYOUTS: dict[str, Layout] = {
 
 
 def detect_layout(path: str | os.PathLike) -> str | None:
-    """Name of the layout of a directory, or None."""
+    """Name of the layout of a directory, or None.
+
+    Example:
+        >>> import tempfile
+        >>> detect_layout(tempfile.mkdtemp()) is None
+        True
+    """
     return next((name for name, layout in LAYOUTS.items() if layout.detect(Path(path))), None)
 
 
@@ -74,6 +80,11 @@ def convert(
         ValueError: for an unknown layout or option.
         DataError: for labels or pictures that are not as the layout has them; it names file and row.
         OSError: if something cannot be read or written.
+
+    Example:
+        >>> convert("mp4", "videos", "stores")
+        Traceback (most recent call last):
+        ValueError: layout must be one of ['coco', ...], got 'mp4'
     """
     from tqdm import tqdm
 

@@ -71,6 +71,15 @@ def find_problems(store: PoseStore) -> list[str]:
     """What makes a store unfit for training: wrong units, joints far outside, labels that disagree, bad pictures.
 
     Every picture is read and its checksum compared.
+
+    Example:
+        >>> import tempfile
+        >>> from hpe_fast.data.store import PoseStoreWriter
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> with PoseStoreWriter(folder / "poses.h5", (64, 64)) as writer:
+        ...     writer.append(None, np.full((17, 2), 99.0), np.ones(17))
+        >>> find_problems(PoseStore(folder / "poses.h5"))
+        ['1 rows have a visible joint outside the picture, the first is row 0']
     """
     problems = [unit_problem(store.pose3d.astype(np.float64)), _projection_problem(store)]
     hidden = int((store.visible.sum(axis=1) == 0).sum())
@@ -118,6 +127,15 @@ def draw_sheet(store: PoseStore, path: Path) -> list[int]:
     Raises:
         DataError: if a picture is damaged.
         OSError: if the file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from hpe_fast.data.store import PoseStoreWriter
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> with PoseStoreWriter(folder / "poses.h5", (64, 64)) as writer:
+        ...     writer.append(None, np.full((17, 2), 99.0), np.ones(17))
+        >>> draw_sheet(PoseStore(folder / "poses.h5"), folder / "sheet.png")
+        [0]
     """
     from hpe_fast.plots import contact_sheet
 

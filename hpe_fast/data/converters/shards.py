@@ -44,6 +44,10 @@ class ConvertOptions:
         limit: at most this many rows of training and of validation, evenly spaced.
         workers: pictures converted at a time; 0 for as many as there are cores.
         skip_bad: leave unreadable pictures out, and list them, in place of stopping.
+
+    Example:
+        >>> ConvertOptions(size=128).quality
+        90
     """
 
     size: int = 256
