@@ -187,7 +187,7 @@ def unit_crop(keypoints: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def from_unit_crop(keypoints: Tensor, size: tuple[int, int]) -> Tensor:
-    """Crop units ``[..., 2]`` to pixels ``[..., 2]`` of a crop of ``size`` (height, width); the inverse of ``unit_crop``.
+    """Crop units ``[..., 2]`` to pixels of a crop of ``size`` (height, width); the inverse of ``unit_crop``.
 
     Example:
         >>> import torch
