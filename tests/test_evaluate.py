@@ -457,3 +457,15 @@ def test_a_folder_for_figures_that_cannot_be_made_is_known_before_the_work(run, 
     monkeypatch.setattr(command, "evaluate_weights", lambda config: pytest.fail("measured for nothing"))
     assert call(run, store, "--figures", tmp_path / "file") == 2
     assert "error: --figures" in capsys.readouterr().err
+
+
+def test_ctrl_c_writes_nothing(run, tmp_path, capsys, monkeypatch):
+    store = write(tmp_path / "a.h5", *people())
+
+    def interrupted(config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "evaluate_weights", interrupted)
+    assert call(run, store, "--json", tmp_path / "e.json") == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["a.h5"]

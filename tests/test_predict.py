@@ -339,3 +339,31 @@ def test_large_pictures_go_through_in_small_lists(monkeypatch):
     frames = [predict.Frame(str(i), None, np.zeros((10, 10, 1), np.uint8), None) for i in range(7)]
     assert [len(chunk) for chunk in predict._chunks(frames, 4)] == [3, 3, 1]
     assert [len(chunk) for chunk in predict._chunks(frames, 2)] == [2, 2, 2, 1]
+
+
+def test_a_video_that_cannot_be_written_does_not_stop_the_rest(run, media, tmp_path, monkeypatch):
+    class Closed:
+        def __init__(self, *_):
+            pass
+
+        def isOpened(self):
+            return False
+
+    monkeypatch.setattr(cv2, "VideoWriter", type("Writer", (Closed,), {"fourcc": staticmethod(lambda *_: 0)}))
+    assert call(run, media / "walk.mp4", media / "a.jpg", "--out", tmp_path) == 1
+    found = json.loads((tmp_path / "predictions.json").read_text())
+    assert len(found["images"]) == 6
+    (failed,) = found["failed"]
+    assert failed["reason"] == "OpenCV cannot write a video of 64 x 48 pixels"
+    assert [path.name for path in (tmp_path / "annotated").iterdir()] == ["a.jpg"]
+
+
+def test_pictures_that_would_fill_the_memory_are_refused(run, media, tmp_path):
+    assert cv2.imwrite(str(tmp_path / "long.png"), np.zeros((2, 20_001, 3), np.uint8))
+    assert call(run, tmp_path / "long.png", media / "a.jpg", "--out", tmp_path / "out", "--no-draw") == 1
+    (failed,) = json.loads((tmp_path / "out" / "predictions.json").read_text())["failed"]
+    assert failed["reason"].startswith("20001 x 2 pixels: longer than 20000")
+
+
+def test_what_is_not_finite_is_null_in_json():
+    assert predict.writers._rounded(np.array([[1.23456, np.nan], [np.inf, 2]]), 2) == [[1.23, None], [None, 2.0]]

@@ -72,7 +72,7 @@ class Measured:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code: 0, or 2 with one line that says what is wrong.
+    """The command line; returns the exit code: 0, 2 with one line that says what is wrong, or 130 after Ctrl-C.
 
     Example:
         >>> main(["--data", "no/such.h5"])  # "error: no/such.h5: no such file" goes to stderr
@@ -93,6 +93,9 @@ def main(argv: list[str] | None = None) -> int:
                 files["--csv"].write_text(report_csv(measured.report))
             if config.figures is not None:
                 _draw(config, measured)
+    except KeyboardInterrupt:
+        print("interrupted; nothing is written", file=sys.stderr)
+        return 130
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

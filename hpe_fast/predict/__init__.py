@@ -136,7 +136,7 @@ def predict(config: PredictConfig, pipeline: PosePipeline) -> Failures:
 def _writers(config: PredictConfig, pipeline: PosePipeline, failures: Failures, stack: ExitStack) -> list[Writer]:
     trained = {stage: about.get("trained_on") for stage, about in pipeline.metadata.items()}
     about = {"weights": config.weights, "trained_on": trained}
-    drawings = Drawings(config.out / "annotated") if config.draw else None
+    drawings = Drawings(config.out / "annotated", failures) if config.draw else None
     writers = list(stack.enter_context(open_writers(config.out, config.format, about, failures, drawings)))
     if drawings is not None:
         writers.append(stack.enter_context(drawings))

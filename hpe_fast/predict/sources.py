@@ -20,6 +20,8 @@ VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"}
 #: Pictures that may be transparent.
 WITH_ALPHA = {".png", ".webp", ".tif", ".tiff"}
 CAMERA = "camera:"
+#: Pixels of a picture's longer side; the pipeline makes a square of it, and JPEG ends at 65,535.
+LONGEST = 20_000
 #: A video with fewer than this share of the frames that its header promises was cut; headers are not exact.
 FRAMES_PROMISED = 0.95
 
@@ -179,6 +181,9 @@ def read_frames(source: str, boxes: BoxTable | None = None, max_frames: int | No
 
 
 def _frame(file: str, number: int | None, image: np.ndarray, boxes: BoxTable | None, rate: float = 0.0) -> Frame:
+    height, width = image.shape[:2]
+    if max(height, width) > LONGEST:
+        raise ValueError(f"{width} x {height} pixels: longer than {LONGEST}, scale it down or cut it up")
     table = None if boxes is None else as_boxes(boxes.of(file, number), torch.from_numpy(image)[None])[0]
     return Frame(file, number, image, table, rate)
 

@@ -106,7 +106,9 @@ def _opened(path: Path) -> TextIO:
 
 
 def _rounded(values: np.ndarray, digits: int) -> list:
-    return np.round(values.astype(float), digits).tolist()
+    """Nested lists; null for what is not finite, which JSON has no number for."""
+    rounded = np.round(values.astype(float), digits)
+    return np.where(np.isfinite(rounded), rounded.astype(object), None).tolist()
 
 
 class _Json:
@@ -183,10 +185,14 @@ class Drawings:
     """Annotated pictures and videos in a folder; of a video, one frame after the other.
 
     A context manager: the video that is open is completed at the end (also by Ctrl-C, but not by an error).
+
+    Args:
+        folder: made when the first file is written.
+        failures: where a video is noted that OpenCV cannot write, for its size, say.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, failures: Failures | None = None) -> None:
+        self.folder, self._failures = folder, {} if failures is None else failures
         self._names: dict[str, str] = {}
         self._video: ExitStack | None = None
         self._open_file, self._stream = None, None
@@ -214,6 +220,8 @@ class Drawings:
 
         if self._open_file != frame.file:
             self._start_video(frame)
+        if self._stream is None:
+            return
         drawn = draw_skeleton(frame.image, found.keypoints, found.scores)
         self._stream.write(cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
 
@@ -227,19 +235,28 @@ class Drawings:
         return self._names[frame.file]
 
     def _start_video(self, frame: Frame) -> None:
-        import cv2
-
         self._close_video()
-        self._video, self._open_file = ExitStack(), frame.file
-        path = self._video.enter_context(atomic_path(self.folder / self.name(frame)))
-        height, width = frame.image.shape[:2]
-        codec = cv2.VideoWriter.fourcc(*"mp4v")
-        self._stream = cv2.VideoWriter(str(path), codec, frame.rate, (width, height))
-        self._video.callback(self._stream.release)
-        if not self._stream.isOpened():
-            raise OSError(f"{self.folder}: OpenCV cannot write a video of {width} x {height} pixels here")
+        self._open_file = frame.file
+        try:
+            with ExitStack() as stack:
+                path = stack.enter_context(atomic_path(self.folder / self.name(frame)))
+                self._stream = _video_stream(path, frame)
+                stack.callback(self._stream.release)
+                self._video = stack.pop_all()
+        except ValueError as error:
+            self._stream, self._failures[frame.file] = None, str(error)
 
     def _close_video(self) -> None:
         video, self._video, self._open_file = self._video, None, None
         if video is not None:
             video.close()
+
+
+def _video_stream(path: Path, frame: Frame) -> Any:
+    import cv2
+
+    height, width = frame.image.shape[:2]
+    stream = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), frame.rate, (width, height))
+    if not stream.isOpened():
+        raise ValueError(f"OpenCV cannot write a video of {width} x {height} pixels")
+    return stream
