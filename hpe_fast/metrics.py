@@ -19,6 +19,7 @@ from hpe_fast.skeleton import ROOT, TORSO
 
 __all__ = [
     "AUC_THRESHOLDS_MM",
+    "aligned",
     "auc3d",
     "epe2d",
     "frame_errors",
@@ -87,8 +88,28 @@ def pa_mpjpe(predicted: Tensor, target: Tensor, *, per_joint: bool = False) -> T
         >>> float(pa_mpjpe(turned, target)) < 1e-9
         True
     """
-    predicted, target = _poses(predicted, target, 3)
-    return _mean(_distances(_procrustes(predicted, target), target), _known(target), per_joint)
+    return mpjpe(aligned(predicted, target), target, per_joint=per_joint)
+
+
+def aligned(predicted: Tensor, target: Tensor) -> Tensor:
+    """Each frame's prediction after the similarity transform that fits it best: what ``pa_mpjpe`` measures.
+
+    Args:
+        predicted: ``[N, J, 3]`` mm.
+        target: ``[N, J, 3]`` mm, not finite where unknown; the fit uses the known joints only.
+
+    Returns:
+        ``[N, J, 3]`` float64, mm; NaN where a frame's prediction is not finite.
+
+    Raises:
+        TypeError, ValueError: as ``mpjpe``.
+
+    Example:
+        >>> target = torch.randn(4, 17, 3, dtype=torch.float64)
+        >>> torch.allclose(aligned(0.5 * target - 7, target), target)
+        True
+    """
+    return _procrustes(*_poses(predicted, target, 3))
 
 
 def n_mpjpe(predicted: Tensor, target: Tensor, *, align_root: bool = False, per_joint: bool = False) -> Tensor:
@@ -218,11 +239,14 @@ def auc3d(predicted: Tensor, target: Tensor, *, align_root: bool = False, per_jo
         >>> round(float(auc3d(target, target)) * 31)
         30
     """
-    curves = [
-        pck3d(predicted, target, threshold, align_root=align_root, per_joint=per_joint)
-        for threshold in AUC_THRESHOLDS_MM
-    ]
-    return torch.stack(curves).mean(0)
+    predicted, target = _poses(predicted, target, 3)
+    if align_root:
+        predicted, target = _root_relative(predicted), _root_relative(target)
+    distances = _distances(predicted, target)
+    hits = torch.zeros_like(distances)
+    for threshold in AUC_THRESHOLDS_MM:
+        hits += distances < threshold
+    return _mean(hits / len(AUC_THRESHOLDS_MM), _known(target), per_joint)
 
 
 def epe2d(predicted: Tensor, target: Tensor, visible: Tensor | None = None, *, per_joint: bool = False) -> Tensor:

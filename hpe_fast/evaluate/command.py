@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     import tyro
 
-    config = tyro.cli(EvaluateConfig, args=argv)
+    config = tyro.cli(EvaluateConfig, args=argv, prog="python -m hpe_fast.evaluate")
     try:
         with outputs({"--json": config.json, "--csv": config.csv}) as files:
             if config.figures is not None:

@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     import tyro
 
-    config = tyro.cli(PredictConfig, args=argv)
+    config = tyro.cli(PredictConfig, args=argv, prog="python -m hpe_fast.predict")
     try:
         _check(config)
         pipeline = load(config.weights, config.device)
