@@ -86,10 +86,29 @@ def stages(infos: list[Info]) -> str:
     return table(["per image", *names], rows)
 
 
+def inference(infos: list[Info]) -> str:
+    """From pictures to 3D joints: time of a picture, and how many times as fast as the official way."""
+    rows = [
+        [
+            str(info["batch"]),
+            info["device"],
+            info["rival"],
+            f"{info['milliseconds_per_image']:.1f}",
+            f"{info['images_per_second']:.1f}",
+            f"{info['times_official']:.2f}x",
+            f"{info['bar']:g}x" if info.get("bar") else "",
+        ]
+        for info in infos
+        if "inference" in info
+    ]
+    header = ["batch", "device", "pipeline", "ms an image", "images/s", "times the official speed", "bar"]
+    return table(header, rows) if rows else ""
+
+
 def render(infos: list[Info]) -> str:
     """The whole report."""
     where = list(dict.fromkeys(machine.sentence(info["machine"]) for info in infos))
-    parts = [*where, operators(infos), throughput(infos), stages(infos)]
+    parts = [*where, operators(infos), throughput(infos), stages(infos), inference(infos)]
     return "\n\n".join(part for part in parts if part)
 
 
