@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 _HOME = {
     "infer": "pipeline",
     "load": "pipeline",
+    "export": "pipeline",
     "PosePipeline": "pipeline",
     "Poses": "pipeline",
     "build_info": "ops",
@@ -28,6 +29,7 @@ __all__ = [
     "__version__",
     "build_info",
     "data",
+    "export",
     "infer",
     "load",
     "load_checkpoint",
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
     from hpe_fast import data, metrics, models, ops, pipeline, plots, skeleton
     from hpe_fast.models import load_checkpoint
     from hpe_fast.ops import build_info
-    from hpe_fast.pipeline import PosePipeline, Poses, infer, load
+    from hpe_fast.pipeline import PosePipeline, Poses, export, infer, load
 
 
 def __getattr__(name: str) -> object:

@@ -1,7 +1,8 @@
 """From uint8 pictures to 3D joints without leaving the device: ``load``, ``infer`` and the pipeline they use."""
 
+from hpe_fast.pipeline.exporting import export
 from hpe_fast.pipeline.pipeline import REFINE, PosePipeline, Poses
 from hpe_fast.pipeline.speed import fold_batchnorm
 from hpe_fast.pipeline.weights import infer, load, weight_paths
 
-__all__ = ["REFINE", "PosePipeline", "Poses", "fold_batchnorm", "infer", "load", "weight_paths"]
+__all__ = ["REFINE", "PosePipeline", "Poses", "export", "fold_batchnorm", "infer", "load", "weight_paths"]

@@ -228,6 +228,10 @@ class PosePipeline:
             yield Poses(poses.keypoints, poses.scores, poses.joints3d, poses.image_index + first, poses.heatmaps)
             first += len(chunk)
 
+    def exact_detector(self) -> nn.Module:
+        """The detector in float32 on the CPU with BatchNorm folded, as a copy: normalised images to heatmaps."""
+        return copy.deepcopy(self._exact).to("cpu", memory_format=torch.contiguous_format)
+
     @torch.no_grad()
     def _is_faithful(self) -> bool:
         """Whether the fast detector's heatmaps of a test picture are the exact one's, but for rounding."""
