@@ -42,7 +42,7 @@ def around(detector: Network, lifter: Network, codec: HeatmapCodec = OFFICIAL) -
         heatmaps = detector(official.normalized(pictures, IMAGENET.mean, IMAGENET.std))
         coords, scores = official.final_predictions(heatmaps, codec.stride)
         crops = unit_crop(torch.from_numpy(coords), codec.image_size).numpy()
-        return coords, scores[..., 0] if scores.ndim == 3 else scores, lifter(crops)
+        return coords, scores, lifter(crops)
 
     return run
 
@@ -140,8 +140,8 @@ def check(answers: dict[str, Answer], tolerance: float, pixels: float) -> None:
     expected = answers["official"]
     spread = float(np.std(expected[1])) + 1e-12
     for name, answer in answers.items():
+        assert all(a.shape == b.shape for a, b in zip(answer, expected, strict=True)), f"{name}: other shapes"
         score = float(np.median(np.abs(answer[1] - expected[1]))) / spread
         shift = float(np.median(np.linalg.norm(answer[0] - expected[0], axis=-1)))
-        assert all(a.shape == b.shape for a, b in zip(answer, expected, strict=True)), f"{name}: other shapes"
         assert score <= tolerance, f"{name}: scores differ by {score:.3f} of their spread"
         assert shift <= pixels, f"{name}: joints differ by {shift:.2f} px"

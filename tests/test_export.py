@@ -30,6 +30,7 @@ def expected(pipeline):
         return images, pipeline.exact_detector()(images)
 
 
+@pytest.mark.slow
 def test_onnx(pipeline, expected, tmp_path):
     for package in exporting.NEEDED[".onnx"]:
         pytest.importorskip(package)

@@ -111,6 +111,18 @@ def test_pictures_of_any_size_give_their_own_pixels(pipeline, height, width):
         assert error(poses, points) < 0.25 * scale, "a quarter of a pixel of the network's input"
 
 
+def test_arrays_that_torch_cannot_wrap(pipeline):
+    image = dots(128, 128, SQUARE, 7)
+    expected = pipeline(image).keypoints
+    frozen = image.copy()
+    frozen.flags.writeable = False
+    mirrored = np.ascontiguousarray(image[::-1, ::-1])
+    spaced = np.zeros((256, 384, 3), np.uint8)
+    spaced[::2, ::3] = image
+    for same in (frozen, mirrored[::-1, ::-1], spaced[::2, ::3], torch.from_numpy(spaced)[::2, ::3]):
+        assert torch.equal(pipeline(same).keypoints, expected)
+
+
 def test_two_people_in_a_photograph(pipeline):
     first = [(510.2, 640.7), (700.9, 420.3), (620.0, 900.4)]
     second = [(2500.5, 1500.2), (2800.1, 1300.8), (2650.0, 1900.6)]
@@ -244,6 +256,8 @@ def test_bad_pictures_are_named(pipeline):
         pipeline(image.astype(np.float32))
     with pytest.raises(TypeError, match=r"batch\[1\] must be uint8"):
         pipeline([image, torch.zeros(8, 8, 3)])
+    with pytest.raises(TypeError, match=r"got generator; PosePipeline\.stream"):
+        pipeline(image for _ in range(2))
     with pytest.raises(TypeError, match="got str"):
         pipeline("picture.jpg")
     with pytest.raises(TypeError, match=r"batch\[0\] must be a numpy array"):
@@ -265,6 +279,8 @@ def test_bad_pictures_are_named(pipeline):
         ([[0, 0, 5, float("nan")]], ValueError, "number 0 must be finite"),
         ([[0, 0, 5, 5], [0, 0, 0, 5]], ValueError, "number 1 must be finite with positive"),
         ([[20, 0, 5, 5]], ValueError, "lies outside its picture of 9 x 8 pixels"),
+        ([[float("inf"), 0, 5, 5]], ValueError, "number 0 must be finite"),
+        ([[-1e6, -1e6, 2e6, 2e6]], ValueError, r"number 0, .* is more than 4 times as long as its picture of 9 x 8"),
         ([["a", 0, 5, 5]], TypeError, "boxes must be numbers"),
         ([[[0, 0, 5, 5]], [[0, 0, 5, 5]]], ValueError, "list of 1 arrays"),
     ],

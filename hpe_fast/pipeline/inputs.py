@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -13,6 +13,8 @@ from torch import Tensor
 Pictures: TypeAlias = Tensor | list[Tensor]
 #: Grey, RGB, RGBA.
 CHANNELS = (1, 3, 4)
+#: A box's longer side, in longer sides of its picture: what is beside the picture takes memory to make.
+LARGEST_BOX = 4
 WANTED = "uint8 [H, W], [H, W, C], [C, H, W], [B, H, W, C], [B, C, H, W] (C 1, 3 or 4), or a list of single pictures"
 
 
@@ -36,7 +38,8 @@ def as_pictures(batch: Any) -> Pictures:
         return _channels_last("batch", tensor) if tensor.dim() == 4 else _single("batch", tensor)[None]
     if isinstance(batch, Sequence) and not isinstance(batch, (str, bytes)):
         return [_single(f"batch[{i}]", _tensor(f"batch[{i}]", picture)) for i, picture in enumerate(batch)]
-    raise TypeError(f"batch must be {WANTED}; got {type(batch).__name__}")
+    hint = "; PosePipeline.stream goes through iterators" if isinstance(batch, Iterator) else ""
+    raise TypeError(f"batch must be {WANTED}; got {type(batch).__name__}{hint}")
 
 
 def _tensor(name: str, value: Any) -> Tensor:
@@ -100,7 +103,8 @@ def as_boxes(boxes: Any, pictures: Pictures) -> tuple[Tensor, Tensor]:
 
     Raises:
         TypeError: not numbers.
-        ValueError: a wrong shape; a box that is not finite, has no area, or lies outside its picture (named).
+        ValueError: a wrong shape; a box (named) that is not finite, has no area, lies outside its picture or is far
+            larger than it.
 
     Example:
         >>> as_boxes([[0, 0, 5, 5], [2, 2, 4, 4]], torch.zeros(1, 8, 8, 3))[1]
@@ -153,3 +157,8 @@ def _check_boxes(table: Tensor, owner: Tensor, pictures: Pictures) -> None:
         rows, columns = pictures[picture].shape[:2]
         if x >= columns or y >= rows or x + width <= 0 or y + height <= 0:
             raise ValueError(f"boxes: number {i}, {box}, lies outside its picture of {columns} x {rows} pixels")
+        if max(width, height) > LARGEST_BOX * max(rows, columns):
+            raise ValueError(
+                f"boxes: number {i}, {box}, is more than {LARGEST_BOX} times as long as its picture of {columns} x "
+                f"{rows} pixels; boxes are x, y, width, height in pixels"
+            )
