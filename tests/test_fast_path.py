@@ -109,3 +109,15 @@ def test_the_fast_path_moves_the_bundled_weights_keypoints_little():
     shift = (exact.keypoints - fast.keypoints).norm(dim=-1)
     print(f"mean shift {shift.mean():.4f} px, median {shift.median():.4f}, largest {shift.max():.2f}")
     assert 0 < shift.mean() < 0.1
+
+
+def test_what_a_foreign_lifter_lacks_is_said():
+    known = models.lifter(width=16)
+    weights = {k: v for k, v in known.state_dict().items() if not k.startswith(("input_", "output_"))}
+    foreign = models.load_checkpoint(weights)
+    detector = models.hrnet(width=8, modules=(1, 1, 1), blocks=1)
+    with pytest.raises(ValueError, match="lifter was trained for joints in 'unknown' order"):
+        PosePipeline(detector, foreign, "cpu", codec=CODEC)
+    foreign.metadata["joint_order"] = "h36m17"
+    with pytest.warns(UserWarning, match="lifter: the normalisation statistics are not in this file"):
+        PosePipeline(detector, foreign, "cpu", codec=CODEC)

@@ -358,6 +358,8 @@ def _metadata(name: str, model: nn.Module) -> dict[str, Any]:
             f"{name} was trained for joints in {order!r} order, hpe_fast.skeleton has {JOINT_ORDER!r}: if you know "
             f'that they are the same, set {name}.metadata["joint_order"] = {JOINT_ORDER!r}'
         )
+    if "warning" in metadata:
+        warnings.warn(f"{name}: {metadata['warning']}", stacklevel=3)
     return metadata
 
 
