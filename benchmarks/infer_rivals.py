@@ -129,10 +129,11 @@ def _picture(codec: HeatmapCodec) -> torch.Tensor:
     return torch.zeros(2, 3, *codec.image_size)
 
 
-def check(answers: dict[str, Answer], tolerance: float, pixels: float) -> None:
+def check(answers: dict[str, Answer], tolerance: float, pixels: float = float("inf")) -> None:
     """Everybody found the same joints: scores within ``tolerance`` of their spread, positions within ``pixels``.
 
-    The middle of all joints is compared, since flat heatmaps have equal maxima in several places.
+    The middle of all joints is compared. Positions mean something only where the heatmaps have clear peaks or all compute
+    in float32: a random network's have many maxima that are almost equal.
 
     Raises:
         AssertionError: naming who differs and by how much.

@@ -2,7 +2,7 @@
 
 ``--batches 1,8`` for small machines (default: 1, 8 and 32 on a CPU, 1, 8, 32 and 128 on a GPU); ``--seconds`` for each.
 The network is HRNet-W32 at 256 x 256 pixels. Its weights are random, but the BatchNorm statistics are those of the
-pictures, so that numbers are as large as in a trained network; the pictures are the bundled sample's, enlarged.
+pictures, so that numbers are as large as in a trained network (positions are not: maxima are compared); the pictures are the bundled sample's, enlarged.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from hpe_fast.pipeline import PosePipeline
 BATCHES = {"cpu": [1, 8, 32], "cuda": [1, 8, 32, 128]}
 #: How much less time than the official way ours shall take at batch 8 on a CPU, at 128 on a GPU.
 BARS = {("cpu", "ours"): 4.0, ("cpu", "compiled"): 6.0, ("cuda", "ours"): 4.0}
-#: bfloat16 has 8 bits.
-SCORE_TOLERANCE, PIXEL_TOLERANCE = 0.2, 2.0
+#: Of the maxima, which bfloat16 moves; positions are compared in float32, in tests/test_infer_benchmark.py.
+SCORE_TOLERANCE = 0.2
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -84,7 +84,7 @@ def measured(batch: int, request: pytest.FixtureRequest) -> Series:
         ready, images = make(names, batch, device), pictures(batch)
         calls = {name: (lambda rival=rival: rival(images)) for name, rival in ready.items()}
         for moment in ("before", "after"):
-            rivals.check({name: call() for name, call in calls.items()}, SCORE_TOLERANCE, PIXEL_TOLERANCE)
+            rivals.check({name: call() for name, call in calls.items()}, SCORE_TOLERANCE)
             if moment == "before":
                 _measured[batch] = round_robin(calls, device, seconds, least=3)
         del ready, calls
