@@ -132,8 +132,8 @@ def _picture(codec: HeatmapCodec) -> torch.Tensor:
 def check(answers: dict[str, Answer], tolerance: float, pixels: float = float("inf")) -> None:
     """Everybody found the same joints: scores within ``tolerance`` of their spread, positions within ``pixels``.
 
-    The middle of all joints is compared. Positions mean something only where the heatmaps have clear peaks or all compute
-    in float32: a random network's have many maxima that are almost equal.
+    The middle of all joints is compared. Positions mean something only where the heatmaps have clear peaks or
+    all compute in float32: a random network's have many maxima that are almost equal.
 
     Raises:
         AssertionError: naming who differs and by how much.

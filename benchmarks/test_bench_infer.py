@@ -2,7 +2,8 @@
 
 ``--batches 1,8`` for small machines (default: 1, 8 and 32 on a CPU, 1, 8, 32 and 128 on a GPU); ``--seconds`` for each.
 The network is HRNet-W32 at 256 x 256 pixels. Its weights are random, but the BatchNorm statistics are those of the
-pictures, so that numbers are as large as in a trained network (positions are not: maxima are compared); the pictures are the bundled sample's, enlarged.
+pictures, so that numbers are as large as in a trained network (positions are not: maxima are compared); the pictures
+are the bundled sample's, enlarged.
 """
 
 from __future__ import annotations
