@@ -43,7 +43,10 @@ def main(argv: list[str] | None = None) -> int:
     except TrainingDiverged as error:
         print(f"error: {error}", file=sys.stderr)
         return 3
-    except (ValueError, OSError) as error:
+    except KeyboardInterrupt:  # outside of the steps; what was saved is whole
+        print("interrupted: go on with --resume", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from hpe_fast.ops import IMAGENET, OFFICIAL, PAPER, PAPER_NORMALIZATION, UNBIASED, HeatmapCodec
+from hpe_fast.ops import IMAGENET, OFFICIAL, PAPER, PAPER_NORMALIZATION, UNBIASED, HeatmapCodec, Normalization
 
 
 def test_official_is_hrnets():
@@ -38,6 +38,25 @@ def test_params_are_what_the_operators_take():
 def test_the_radius_truncates():
     assert HeatmapCodec(sigma=1.9, truncate=3.0).radius == 5
     assert HeatmapCodec(sigma=0.3, truncate=3.0).radius == 0
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "message"),
+    [
+        ((0.5, 0.5), (1.0, 1.0, 1.0), "mean must be three finite numbers"),
+        ((0.5, 0.5, float("nan")), (1.0, 1.0, 1.0), "mean must be three finite numbers"),
+        ((0.5, 0.5, 0.5), (1.0, 0.0, 1.0), "std must be three positive numbers"),
+    ],
+)
+def test_normalisations_without_sense_are_refused(mean, std, message):
+    with pytest.raises(ValueError, match=message):
+        Normalization(mean, std)
+
+
+@pytest.mark.parametrize("changes", [{"sigma": 1e9}, {"sigma": 10.0, "truncate": 1e8}])
+def test_codecs_beyond_any_heatmap_are_refused(changes):
+    with pytest.raises(ValueError, match=r"must be at most 1048576 pixels"):
+        HeatmapCodec(**changes)
 
 
 def test_codecs_are_values():

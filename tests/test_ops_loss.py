@@ -323,7 +323,7 @@ class TestBadInput:
         with pytest.raises(TypeError, match="codec must be a HeatmapCodec, got list"):
             function(self.heatmaps, self.keypoints, None, OFFICIAL.params)
 
-    @pytest.mark.parametrize("scale", [math.nan, math.inf])
+    @pytest.mark.parametrize("scale", [math.nan, math.inf, "1"])
     def test_grad_scale(self, scale):
         with pytest.raises(ValueError, match="grad_scale must be a finite number"):
             heatmap_mse_loss_and_grad(self.heatmaps, self.keypoints, grad_scale=scale)

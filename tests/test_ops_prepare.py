@@ -234,7 +234,7 @@ class TestBadInput:
             prepare_images(self.images, ((0, 0, 0), (1, 1, 1)))
 
     def test_noise(self):
-        for bad in (-0.1, math.nan, math.inf):
+        for bad in (-0.1, math.nan, math.inf, "a"):
             with pytest.raises(ValueError, match="noise_std must be a number >= 0"):
                 prepare_images(self.images, noise_std=bad)
         with pytest.raises(ValueError, match=r"noise_std must have shape \[2\], got \[3\]"):
@@ -243,7 +243,7 @@ class TestBadInput:
             prepare_images(self.images, noise_std=0.1, sample_ids=torch.zeros(2, dtype=torch.int32))
         with pytest.raises(ValueError, match=r"sample_ids must have shape \[2\], got \[1\]"):
             prepare_images(self.images, noise_std=0.1, sample_ids=torch.zeros(1, dtype=torch.int64))
-        for bad in (-1, 2**63):
+        for bad in (-1, 2**63, 1.5):
             with pytest.raises(ValueError, match=r"seed must be in 0\.\.2\*\*63-1"):
                 prepare_images(self.images, seed=bad)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -65,16 +65,16 @@ def merge_stores(
         unknown = {} if all(store.occluded is not None for store in stores) else {"occluded": None}
         with PoseStoreWriter(destination, image_size, **attributes) as writer:
             for store in stores:
-                for row in rows_of(store, limit):
+                for row in rows_of(store, range(len(store))[:limit]):
                     row = row if store.image_size == image_size else _resized(row, store, image_size, quality)
                     writer.append(**row | unknown)
     return Path(destination)
 
 
-def rows_of(store: PoseStore, limit: int | None = None) -> Iterator[Row]:
-    """The rows of a store, the first ``limit`` of them, as arguments of :meth:`PoseStoreWriter.append`."""
+def rows_of(store: PoseStore, rows: Iterable[int]) -> Iterator[Row]:
+    """Rows of a store as arguments of :meth:`PoseStoreWriter.append`."""
     recipes = store.recipe
-    for i in range(min(len(store), len(store) if limit is None else limit)):
+    for i in rows:
         yield {
             "jpeg": store.read_jpeg(i) if store.has_images else None,
             "pose2d": store.pose2d[i],

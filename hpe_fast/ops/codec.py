@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
+
+#: Pixels; far beyond any heatmap.
+_LARGEST = 1 << 20
 
 Rounding = Literal["none", "floor", "nearest"]
 Size = tuple[int, int]
@@ -14,7 +18,7 @@ ROUNDING_CODES: dict[str, int] = {"none": 0, "floor": 1, "nearest": 2}
 
 
 def _size(name: str, value: int | Size) -> Size:
-    size = (value, value) if isinstance(value, int) else tuple(value)
+    size = tuple(value) if isinstance(value, Sequence) else (value, value)
     if len(size) != 2 or not all(isinstance(v, int) and v > 0 for v in size):
         raise ValueError(f"{name} must be a positive int or (height, width), got {value!r}")
     return size
@@ -62,6 +66,8 @@ class HeatmapCodec:
                 raise ValueError(f"{name} must be a positive number, got {getattr(self, name)!r}")
         if self.truncate is not None and not (math.isfinite(self.truncate) and self.truncate > 0):
             raise ValueError(f"truncate must be a positive number or None, got {self.truncate!r}")
+        if self.sigma > _LARGEST or self.radius > _LARGEST:  # the kernels count pixels in 32 bits
+            raise ValueError(f"sigma and truncate * sigma must be at most {_LARGEST} pixels, got sigma {self.sigma!r}")
         if self.rounding not in ROUNDING_CODES:
             raise ValueError(f"rounding must be one of {sorted(ROUNDING_CODES)}, got {self.rounding!r}")
         object.__setattr__(self, "image_size", _size("image_size", self.image_size))
@@ -105,6 +111,9 @@ UNBIASED = HeatmapCodec(truncate=None, rounding="none")
 class Normalization:
     """How pixels become network input: ``(pixel / 255 - mean) / std`` per RGB channel.
 
+    Raises:
+        ValueError: for anything but three finite means and three positive deviations.
+
     Example:
         >>> from hpe_fast.ops import IMAGENET
         >>> IMAGENET.mean
@@ -113,6 +122,14 @@ class Normalization:
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if len(values) != 3 or not all(math.isfinite(value) for value in values):
+                raise ValueError(f"{name} must be three finite numbers, one a channel, got {values!r}")
+        if not all(value > 0 for value in self.std):
+            raise ValueError(f"std must be three positive numbers, got {self.std!r}")
 
 
 #: ImageNet statistics, which official checkpoints expect.

@@ -252,7 +252,7 @@ def heatmap_mse_loss_and_grad(
     """
     _check_heatmaps(heatmaps, codec)
     keypoints, weights = _checked_joints(keypoints, weights, heatmaps)
-    if not math.isfinite(grad_scale):
+    if not hasattr(grad_scale, "__float__") or not math.isfinite(grad_scale):
         raise ValueError(f"grad_scale must be a finite number, got {grad_scale!r}")
     if heatmaps.requires_grad:
         heatmaps = heatmaps.detach()
@@ -360,7 +360,7 @@ def _checked_noise(
     if isinstance(noise_std, Tensor):
         _check_float32("noise_std", noise_std, (batch,), images, "images")
     elif noise_std is not None:
-        if not (math.isfinite(noise_std) and noise_std >= 0):
+        if not hasattr(noise_std, "__float__") or not (math.isfinite(noise_std) and noise_std >= 0):
             raise ValueError(f"noise_std must be a number >= 0 or a tensor [B], got {noise_std!r}")
         noise_std = torch.full((batch,), noise_std, device=images.device) if noise_std > 0 else None
     if noise_std is None:
@@ -417,7 +417,7 @@ def prepare_images(
         raise TypeError(f"dtype must be float32, float16 or bfloat16, got {dtype}")
     if not isinstance(normalization, Normalization):
         raise TypeError(f"normalization must be a Normalization, got {type(normalization).__name__}")
-    if not 0 <= seed < 2**63:
+    if not hasattr(seed, "__index__") or not 0 <= seed < 2**63:
         raise ValueError(f"seed must be in 0..2**63-1, got {seed!r}")
     noise_std, sample_ids = _checked_noise(noise_std, sample_ids, images)
     if color is not None:

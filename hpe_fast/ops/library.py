@@ -51,7 +51,7 @@ def is_plain(x: Tensor) -> bool:
     """Whether a call with ``x`` may skip the dispatcher, which costs more than the rest of a call on the host.
 
     It may if nothing listens there: no compiler, tracer, function transform, mode (fake tensors, profilers of
-    operators) or tensor subclass.
+    operators) or tensor subclass, and memory holds the values themselves (no negative view).
     """
     return (
         (type(x) is Tensor or type(x) is torch.nn.Parameter)
@@ -59,6 +59,7 @@ def is_plain(x: Tensor) -> bool:
         and _dispatch_modes() == 0
         and _transforms() is None
         and (x.is_cpu or x.is_cuda)
+        and not x.is_neg()
         and not torch.jit.is_tracing()
     )
 

@@ -195,6 +195,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "accumulate", "checkpoint_minutes")
+        if self.threads < 0:
+            raise ValueError(f"threads must be at least 0, got {self.threads!r}")
 
 
 _PAPER_SGD = OptimizerConfig(name="sgd", learning_rate=0.003, schedule="constant")

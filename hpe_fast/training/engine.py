@@ -142,6 +142,8 @@ class Fit:
             while self.progress.epoch < self.stage.epochs:
                 self._epoch()
             self._save()
+            if self.ranks.any(self._signals.received is not None)[0]:  # it came during the last validation
+                raise Interrupted(f"{self.stage.name}: trained and saved; go on with --resume")
         self.ranks.wait()  # for the files, which all of them read next
         return self.progress
 

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -66,13 +67,37 @@ def _train(config: TrainConfig, ranks: Ranks) -> dict[str, Any]:
     train_store, valid_store = PoseStore(train_path), PoseStore(valid_path)
     where = f"{ranks.world} x {device.type}" if ranks.world > 1 else device
     logger.info("%s: %d training and %d validation rows on %s", folder, len(train_store), len(valid_store), where)
-    if ranks.main:
-        _write_json(folder / "config.json", {"version": hpe_fast.__version__, "ranks": ranks.world, **asdict(config)})
-    run = _Run(config, folder, device, ranks, train_store, valid_store)
-    metrics = {**run.train(), "device": _device_name(device), "seconds": time.monotonic() - started}
+    _check_poses(config, train_store, valid_store)
+    with _recorded(config, folder, ranks.world) if ranks.main else nullcontext():
+        errors = _Run(config, folder, device, ranks, train_store, valid_store).train()
+    metrics = {**errors, "device": _device_name(device), "seconds": time.monotonic() - started}
     if ranks.main:
         _write_json(folder / "metrics.json", metrics)
     return metrics
+
+
+def _check_poses(config: TrainConfig, *stores: PoseStore) -> None:
+    """Before hours of the first stage, not after them."""
+    if config.stage == "hrnet":
+        return
+    for store in stores:
+        if not np.isfinite(store.pose3d).all((1, 2)).any():
+            raise ValueError(
+                f"{store.path}: no row has 3D joints, which the second stage learns; --stage hrnet trains the first"
+            )
+
+
+@contextmanager
+def _recorded(config: TrainConfig, folder: Path, world: int) -> Iterator[None]:
+    """config.json, which marks a run directory; not left where a run failed before there was something to resume."""
+    path = folder / "config.json"
+    _write_json(path, {"version": hpe_fast.__version__, "ranks": world, **asdict(config)})
+    try:
+        yield
+    except Exception:
+        if not any(folder.glob("*.state.pt")):
+            path.unlink(missing_ok=True)
+        raise
 
 
 class _Run:

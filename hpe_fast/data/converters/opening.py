@@ -17,6 +17,7 @@ import numpy as np
 from hpe_fast.data.converters.conversion import LAYOUTS, SPLITS, convert, detect_layout
 from hpe_fast.data.converters.shards import ConvertOptions
 from hpe_fast.data.converters.table import held_out_subjects
+from hpe_fast.data.merging import rows_of
 from hpe_fast.data.schema import DataError
 from hpe_fast.data.store import PoseStore, PoseStoreWriter
 from hpe_fast.files import atomic_path
@@ -66,6 +67,8 @@ def open_dataset(
     pair = _pair(path)
     if pair is not None:
         return pair
+    if path.is_file():
+        PoseStore(path).close()  # before anything is made beside it
     options = options or ConvertOptions()
     layout = None if path.is_file() else detect_layout(path)
     if path.is_dir() and layout is None:
@@ -164,13 +167,5 @@ def _split_store(path: Path, folder: Path) -> None:
 
 def _copy_rows(store: PoseStore, rows: np.ndarray, file: Path) -> None:
     with PoseStoreWriter(file, store.image_size) as writer:
-        for row in rows.tolist():
-            writer.append(
-                store.read_jpeg(row) if store.has_images else None,
-                *(labels[row] for labels in (store.pose2d, store.visible, store.pose3d, store.intrinsics)),
-                subject=store.subject[row],
-                action=store.action[row],
-                camera=store.camera[row],
-                frame=int(store.frame[row]),
-                name=store.name[row],
-            )
+        for row in rows_of(store, rows.tolist()):
+            writer.append(**row)
