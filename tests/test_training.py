@@ -20,7 +20,15 @@ from hpe_fast.data.store import PoseStoreWriter
 from hpe_fast.models import CheckpointError
 from hpe_fast.train import main
 from hpe_fast.training.checkpoint import Progress, restore_state, save_state
-from hpe_fast.training.config import PRESETS, OptimizerConfig, TrainConfig, codec_of, preset
+from hpe_fast.training.config import (
+    PRESETS,
+    DetectorConfig,
+    LifterConfig,
+    OptimizerConfig,
+    TrainConfig,
+    codec_of,
+    preset,
+)
 from hpe_fast.training.engine import Fit, Interrupted, TrainingDiverged
 from hpe_fast.training.optimizer import Update, learning_rate
 
@@ -245,8 +253,16 @@ def test_settings_without_sense_are_refused(capsys):
     assert "epochs must be positive, got 0" in " ".join(capsys.readouterr().err.split())
     with pytest.raises(ValueError, match="learning_rate must be positive"):
         OptimizerConfig(learning_rate=-1.0)
-    with pytest.raises(ValueError, match="threads must be at least 0, got -1"):
-        TrainConfig(threads=-1)
+    for kind, bad, message in (
+        (TrainConfig, {"threads": -1}, "threads must be at least 0, got -1"),
+        (TrainConfig, {"seed": 1 << 32}, "seed must be in 0"),
+        (DetectorConfig, {"model": "resnet50", "image_size": 200}, "multiple of 32 for resnet50, got 200"),
+        (LifterConfig, {"dropout": 1.0}, "dropout must be in"),
+        (LifterConfig, {"virtual_views": 2.0}, "virtual_views must be in"),
+        (LifterConfig, {"jitter": float("nan")}, "jitter must not be negative"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            kind(**bad)
 
 
 def test_presets_are_what_the_paper_and_the_official_code_did():

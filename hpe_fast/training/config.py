@@ -101,6 +101,8 @@ class DetectorConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "image_size", "batch_size", "epochs")
+        if self.model == "resnet50" and self.image_size % 32:
+            raise ValueError(f"image_size must be a multiple of 32 for resnet50, got {self.image_size!r}")
         if not 0 <= self.hard_joints <= NUM_JOINTS:
             raise ValueError(f"hard_joints must be in 0..{NUM_JOINTS}, got {self.hard_joints!r}")
         if not 0 <= self.hidden_weight <= 1:
@@ -143,6 +145,12 @@ class LifterConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "width", "blocks", "batch_size", "epochs")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout!r}")
+        if not 0 <= self.virtual_views <= 1:
+            raise ValueError(f"virtual_views must be in [0, 1], got {self.virtual_views!r}")
+        if not self.jitter >= 0:
+            raise ValueError(f"jitter must not be negative, got {self.jitter!r}")
 
 
 @dataclass(frozen=True)
@@ -195,6 +203,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "accumulate", "checkpoint_minutes")
+        if not 0 <= self.seed < 1 << 32:
+            raise ValueError(f"seed must be in 0..2**32-1, got {self.seed!r}")
         if self.threads < 0:
             raise ValueError(f"threads must be at least 0, got {self.threads!r}")
 
