@@ -94,7 +94,10 @@ def report() -> tuple[Report, list[str]]:
     from hpe_fast.device import cpu_flags
     from hpe_fast.ops import build_info
 
-    info = build_info()
+    try:
+        info = build_info()
+    except ValueError as error:  # HPE_FAST_BACKEND
+        return rows, [*missing, str(error)]
     features = " ".join(name for name in CPU_FEATURES if name in cpu_flags()) or "unknown"
     rows |= {"GPU": _gpus(torch), "CPU features": features, **_kernel_rows(info, torch.get_num_threads())}
     if driver and torch.version.cuda is None:

@@ -360,11 +360,11 @@ def test_skip_bad_leaves_them_out_and_lists_them(broken: PoseStore):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"threads": 0}, "threads must be at least 1"),
+        ({"batch_size": 0}, "batch_size must be an int and at least 1, got 0"),
+        ({"threads": 0}, "threads must be an int and at least 1"),
         ({"rank": 2, "world": 2}, r"rank must be in \[0, 2\), got 2"),
-        ({"image_size": (0, 5)}, r"image_size must be positive \(height, width\), got \(0, 5\)"),
-        ({"device": "mps"}, "device must be cpu or cuda, got mps"),
+        ({"image_size": (0, 5)}, r"image_size must be a positive int or \(height, width\), got \(0, 5\)"),
+        ({"device": "mps"}, "device must be auto, cpu, cuda or cuda:N, got 'mps'"),
         ({"batch_size": 21, "drop_last": True}, "batch_size 21 is too large: .* 20 usable rows for 1 ranks"),
     ],
 )

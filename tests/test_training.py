@@ -255,7 +255,11 @@ def test_settings_without_sense_are_refused(capsys):
         OptimizerConfig(learning_rate=-1.0)
     for kind, bad, message in (
         (TrainConfig, {"threads": -1}, "threads must be at least 0, got -1"),
-        (TrainConfig, {"seed": 1 << 32}, "seed must be in 0"),
+        (TrainConfig, {"seed": 1 << 31}, "seed must be in 0"),
+        (OptimizerConfig, {"momentum": 5.0}, "momentum must be in"),
+        (OptimizerConfig, {"weight_decay": -1.0}, "weight_decay must not be negative"),
+        (OptimizerConfig, {"warmup": 2.0}, "warmup must be in"),
+        (OptimizerConfig, {"milestones": (0.5, 3.0)}, "milestones must be shares"),
         (DetectorConfig, {"model": "resnet50", "image_size": 200}, "multiple of 32 for resnet50, got 200"),
         (LifterConfig, {"dropout": 1.0}, "dropout must be in"),
         (LifterConfig, {"virtual_views": 2.0}, "virtual_views must be in"),

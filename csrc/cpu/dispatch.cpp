@@ -27,18 +27,20 @@ struct Kernels {
    ISA::loss_scratch,   \
    ISA::decode_scratch}
 
-// The best set that the processor has. HPE_FAST_SIMD=avx2 or =portable caps the choice, which is how tests reach them.
+// The best set that the processor has. HPE_FAST_SIMD=avx2 or =portable caps the choice, which is how tests reach them;
+// other values change nothing.
 const Kernels& choose() {
   static constexpr Kernels portable_kernels = HPE_TABLE(portable);
 #ifdef HPE_X86_KERNELS
   static constexpr Kernels avx2_kernels = HPE_TABLE(avx2), avx512_kernels = HPE_TABLE(avx512);
   const char* wanted = std::getenv("HPE_FAST_SIMD");
-  const auto allowed = [&](const char* name) { return !wanted || !std::strcmp(wanted, name); };
-  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const auto asked = [&](const char* name) { return wanted && !std::strcmp(wanted, name); };
+  const bool has_avx2 =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (has_avx512 && allowed("avx512")) return avx512_kernels;
-  if (has_avx2 && (allowed("avx2") || allowed("avx512"))) return avx2_kernels;
+  if (has_avx512 && !asked("avx2") && !asked("portable")) return avx512_kernels;
+  if (has_avx2 && !asked("portable")) return avx2_kernels;
 #endif
   return portable_kernels;
 }

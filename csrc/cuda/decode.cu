@@ -11,7 +11,7 @@ struct Permutation {
 
 // Half of the Gaussian that DARK blurs with: OpenCV's standard deviation for the size that mmpose takes from sigma.
 struct Blur {
-  static constexpr int kMaxRadius = 64;  // as on the CPU
+  static constexpr int kMaxRadius = 64;  // decode_heatmaps refuses a sigma that needs more
   int radius;
   float weight[kMaxRadius + 1];
 };

@@ -6,8 +6,9 @@ import math
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from hpe_fast.data.counter import permutation
 from hpe_fast.data.dali import Steps, build_pipeline, pipeline_inputs, undecodable
 from hpe_fast.data.schema import DataError
 from hpe_fast.data.store import PoseStore
+from hpe_fast.device import resolve_device
 
 __all__ = ["Batch", "ImageLoader"]
 
@@ -90,9 +92,8 @@ class ImageLoader:
         skipped: row to what is wrong with it (file, row and picture named).
 
     Raises:
-        ValueError: for an argument out of range, or a store without pictures.
+        ValueError: for an argument out of range, a store without pictures, or a GPU that is not there.
         ImportError: where there is no DALI.
-        RuntimeError: from DALI, for a GPU that is not there.
 
     Example:
         >>> import cv2, tempfile
@@ -126,14 +127,14 @@ class ImageLoader:
         if not store.has_images:
             raise ValueError(f"store {store.path} has poses only, no pictures")
         for name, value in (("batch_size", batch_size), ("world", world), ("threads", threads)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            if not isinstance(value, Integral) or value < 1:
+                raise ValueError(f"{name} must be an int and at least 1, got {value!r}")
         if not 0 <= rank < world:
             raise ValueError(f"rank must be in [0, {world}), got {rank}")
         self.store, self.augmentation = store, augmentation
         self.batch_size, self.seed, self.shuffle, self.drop_last = batch_size, seed, shuffle, drop_last
         self.rank, self.world, self.threads = rank, world, threads
-        self.device = _device(device)
+        self.device = resolve_device(device)
         self.image_size = _output_size(image_size, store.image_size)
         self.wait_seconds = 0.0
         self.skipped = undecodable(store, np.arange(len(store))) if skip_bad else {}
@@ -292,19 +293,10 @@ class _Feed:
         return pipeline_inputs(loader._steps, jpegs, drawn)
 
 
-def _device(device: str | torch.device) -> torch.device:
-    device = torch.device(device)
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device must be cpu or cuda, got {device}")
-    if device.type == "cpu":
-        return torch.device("cpu")
-    return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
-
-
 def _output_size(size: int | tuple[int, int] | None, stored: tuple[int, int]) -> tuple[int, int]:
     if size is None:
         return stored
-    height, width = (size, size) if isinstance(size, int) else size
-    if height < 1 or width < 1:
-        raise ValueError(f"image_size must be positive (height, width), got {size!r}")
-    return int(height), int(width)
+    sides = tuple(size) if isinstance(size, Sequence) else (size, size)
+    if len(sides) != 2 or not all(isinstance(side, Integral) and side > 0 for side in sides):
+        raise ValueError(f"image_size must be a positive int or (height, width), got {size!r}")
+    return int(sides[0]), int(sides[1])

@@ -218,11 +218,11 @@ class PoseStore:
 
     def _read_header(self, file: h5py.File) -> None:
         attributes = self.attributes = dict(file.attrs)
-        if attributes.get("format") != FORMAT:
+        if not np.array_equal(attributes.get("format"), FORMAT):
             raise DataError(f"{self.path}: no pose store (attribute format is {attributes.get('format')!r})")
-        if attributes.get("version") != VERSION:
+        if not np.array_equal(attributes.get("version"), VERSION):
             raise DataError(f"{self.path}: version {attributes.get('version')}, this code reads version {VERSION}")
-        joints = tuple(str(joint) for joint in attributes.get("joints", ()))
+        joints = tuple(str(joint) for joint in np.atleast_1d(attributes.get("joints", ())))
         if joints != JOINTS:
             raise DataError(f"{self.path}: joints are {joints}, want {JOINTS}")
         size = np.asarray(attributes.get("image_size", ()))
@@ -290,4 +290,4 @@ class PoseStore:
 
 
 def _decoded(names: np.ndarray) -> list[str]:
-    return [name.decode() for name in names.tolist()]
+    return [name.decode(errors="replace") for name in names.tolist()]

@@ -62,8 +62,9 @@ class HeatmapCodec:
 
     def __post_init__(self) -> None:
         for name in ("sigma", "amplitude"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise ValueError(f"{name} must be a positive number, got {getattr(self, name)!r}")
+            value = getattr(self, name)
+            if not hasattr(value, "__float__") or not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be a positive number, got {value!r}")
         if self.truncate is not None and not (math.isfinite(self.truncate) and self.truncate > 0):
             raise ValueError(f"truncate must be a positive number or None, got {self.truncate!r}")
         if self.sigma > _LARGEST or self.radius > _LARGEST:  # the kernels count pixels in 32 bits

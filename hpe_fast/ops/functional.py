@@ -26,6 +26,7 @@ _HEATMAP_DTYPES = frozenset(_library.DTYPE_CODES)
 _IMAGE_DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
 _WEIGHT_DTYPES = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.bool, torch.uint8})
 _MAX_FLIP_JOINTS = 256  # kMaxFlipJoints in csrc/kernels.h
+_MAX_DARK_SIGMA = 25.0  # heatmap pixels; its blur reaches 2.5 sigmas, and Blur::kMaxRadius in csrc/cuda/decode.cu is 64
 
 
 def _require_tensor(name: str, value: object) -> None:
@@ -321,9 +322,11 @@ def decode_heatmaps(
         ([[[40.0, 80.0], [100.0, 32.0]]], [[1.0, 1.0]])
     """
     _check_heatmaps(heatmaps, codec)
-    code = REFINE_CODES.get(refine)
+    code = REFINE_CODES.get(refine) if isinstance(refine, str) else None
     if code is None:
         raise ValueError(f"refine must be one of {list(REFINE_CODES)}, got {refine!r}")
+    if refine == "dark" and codec.sigma > _MAX_DARK_SIGMA:
+        raise ValueError(f"refine 'dark' needs a codec.sigma of at most {_MAX_DARK_SIGMA}, got {codec.sigma!r}")
     permutation: list[int] = []
     if flipped is not None:
         _check_heatmaps(flipped, codec, "flipped")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -61,8 +62,16 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "learning_rate")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"ema must be in [0, 1), got {self.ema!r}")
+        for name in ("ema", "momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)!r}")
+        for name in ("weight_decay", "clip_norm"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)!r}")
+        if not 0 <= self.warmup <= 1:
+            raise ValueError(f"warmup must be in [0, 1], got {self.warmup!r}")
+        if not all(0 < share <= 1 for share in self.milestones):
+            raise ValueError(f"milestones must be shares of all steps, in (0, 1], got {self.milestones!r}")
 
 
 @dataclass(frozen=True)
@@ -203,8 +212,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "accumulate", "checkpoint_minutes")
-        if not 0 <= self.seed < 1 << 32:
-            raise ValueError(f"seed must be in 0..2**32-1, got {self.seed!r}")
+        if not 0 <= self.seed < 1 << 31:
+            raise ValueError(f"seed must be in 0..2**31-1, got {self.seed!r}")
         if self.threads < 0:
             raise ValueError(f"threads must be at least 0, got {self.threads!r}")
 
