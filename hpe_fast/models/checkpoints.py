@@ -93,14 +93,10 @@ def save_checkpoint(
         raise ValueError(f"metadata must be JSON-able: {error}") from error
     tensors = {key: _stored(value.detach().cpu(), half) for key, value in model.state_dict().items()}
     with atomic_path(path) as temporary:
-        _write(temporary, tensors, {"format": FORMAT, **texts})
-
-
-def _write(path: Path, tensors: dict[str, Tensor], texts: dict[str, str]) -> None:
-    try:
-        save_file(tensors, path, metadata=texts)
-    except SafetensorError as error:
-        raise OSError(f"{path}: cannot be written: {error}") from error
+        try:
+            save_file(tensors, temporary, metadata={"format": FORMAT, **texts})
+        except SafetensorError as error:
+            raise OSError(f"{path}: cannot be written: {error}") from error
 
 
 def _unwrap(model: nn.Module) -> nn.Module:
