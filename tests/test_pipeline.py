@@ -17,7 +17,7 @@ from torch import nn
 from hpe_fast import models
 from hpe_fast.ops import IMAGENET, OFFICIAL, UNBIASED
 from hpe_fast.pipeline import PosePipeline, Poses, fold_batchnorm, infer, load, weight_paths, weights
-from hpe_fast.pipeline.crops import box_crops, resample, to_picture, whole_crop
+from hpe_fast.pipeline.crops import box_crops, closer_crops, resample, to_picture, whole_crop
 from hpe_fast.pipeline.inputs import as_pictures
 from hpe_fast.pipeline.speed import Graphs
 from hpe_fast.skeleton import FLIP_PERMUTATION
@@ -172,6 +172,49 @@ def test_flip_test_keeps_the_places(pipeline, size):
     once, twice = pipeline(picture), pipeline(picture, flip_test=True)
     assert error(twice, points) < 0.15 * max(size) / 128
     torch.testing.assert_close(once.keypoints, twice.keypoints, atol=0.2, rtol=0)
+
+
+def test_somebody_small_is_looked_at_again():
+    places = [(300.0, 200.0), (360.0, 260.0), (330.0, 290.0)]
+    picture = dots(512, 640, places, spread=9.0)
+    small, large = make_pipeline(), make_pipeline()
+    once, thrice = small(picture), large(picture, looks=3)
+    assert small._detector.calls == [1]
+    assert 1 < len(large._detector.calls) <= 3
+    errors = [(poses.keypoints[0] - torch.tensor(places)[CHANNEL]).norm(dim=-1).max() for poses in (once, thrice)]
+    assert errors[1] < 0.5
+    assert errors[1] <= errors[0] + 0.1
+    crop = (thrice.joints3d[0, :, :2].amax(0) - thrice.joints3d[0, :, :2].amin(0)).max()  # in crop units
+    assert 0.6 < crop < 0.9
+
+
+def test_looks_end_where_the_person_fills_the_crop_and_others_keep_their_poses():
+    large, small = dots(128, 128, [(20, 20), (100, 90), (60, 110)], 6.0), dots(128, 128, [(60, 60)] * 3, 6.0)
+    near = dots(128, 128, [(50, 50), (80, 75), (60, 80)], 4.0)
+    pipeline = make_pipeline()
+    poses = pipeline(np.stack([large, near, small]), looks=3)
+    assert pipeline._detector.calls[0] == 3
+    assert all(count <= 2 for count in pipeline._detector.calls[1:])
+    alone = [make_pipeline()(picture, looks=3) for picture in (large, near, small)]
+    torch.testing.assert_close(poses.keypoints, torch.cat([one.keypoints for one in alone]))
+    assert torch.equal(poses.keypoints[0], make_pipeline()(large).keypoints[0])
+    assert poses.image_index.tolist() == [0, 1, 2]
+
+
+def test_closer_crops_need_joints_to_go_by():
+    crops, keypoints = torch.tensor([[0, 0, 400, 400]]).expand(3, 4), torch.rand(3, 17, 2) * 50 + 100
+    scores = torch.ones(3, 17)
+    scores[1, 3:] = 0.1  # three joints are no person
+    scores[2] = torch.nan
+    closer = closer_crops(keypoints, scores, crops, (64, 64), 0.5)
+    assert closer[0, 2] < 80
+    assert torch.equal(closer[1:], crops[1:])
+
+
+@pytest.mark.parametrize("looks", [0, -1, 1.5, None])
+def test_looks_are_a_positive_int(pipeline, looks):
+    with pytest.raises(ValueError, match="looks must be a positive int"):
+        pipeline(np.zeros((8, 8, 3), np.uint8), looks=looks)
 
 
 def test_flip_test_exchanges_left_and_right():

@@ -24,7 +24,7 @@ from hpe_fast.ops import (
     decode_heatmaps,
     prepare_images,
 )
-from hpe_fast.pipeline.crops import PADDING, box_crops, resample, to_picture, whole_crop
+from hpe_fast.pipeline.crops import PADDING, box_crops, closer_crops, resample, to_picture, whole_crop
 from hpe_fast.pipeline.inputs import Pictures, as_boxes, as_pictures
 from hpe_fast.pipeline.packing import can_pack, pack
 from hpe_fast.pipeline.speed import Graphs, fold_batchnorm
@@ -66,6 +66,8 @@ class Poses:
 
 #: How sub-pixel positions are found where nothing else is asked for.
 REFINE = "dark"
+#: Score of a joint that says where the person is, as a share of a target's peak.
+FOUND = 0.15
 #: Mean error of the heatmaps in reduced precision, as a share of their spread, above which float32 is taken.
 TOLERANCE = 0.1
 
@@ -153,6 +155,7 @@ class PosePipeline:
         boxes: Any = None,
         *,
         flip_test: bool = False,
+        looks: int = 1,
         return_heatmaps: bool = False,
         batch_size: int | None = None,
     ) -> Poses:
@@ -168,7 +171,10 @@ class PosePipeline:
                 person a picture, ``[P, 4]`` for P people in a single picture, or a list of B arrays ``[P, 4]``.
                 ``None``: every picture shows one person.
             flip_test: average with the heatmaps of the mirrored crop; twice the work.
-            return_heatmaps: keep them; only then does memory grow by more than some numbers a person.
+            looks: how often at most: where the person found is small in the crop, look again at a closer one. On a GPU
+                each further look waits for the one before.
+            return_heatmaps: keep them (of the last look); only then does memory grow by more than some numbers a
+                person.
             batch_size: people that go through the networks at once. ``None``: 32, on a GPU 128.
 
         Returns:
@@ -176,15 +182,18 @@ class PosePipeline:
 
         Raises:
             TypeError: ``batch`` or ``boxes`` of another kind or dtype.
-            ValueError: a wrong shape, a box without area or outside its picture, a batch_size that is not positive.
+            ValueError: a wrong shape, a box without area or outside its picture, looks or batch_size that is not
+                positive.
         """
+        if not isinstance(looks, int) or looks < 1:
+            raise ValueError(f"looks must be a positive int, got {looks!r}")
         pictures = as_pictures(batch)
         crops, owner = self._crops(pictures, boxes)
         size = self._batch_size(batch_size)
         parts = []
         for start in range(0, len(owner), size):
             rows = slice(start, start + size)
-            parts.append(self._chunk(pictures, crops[rows], owner[rows], flip_test, return_heatmaps))
+            parts.append(self._chunk(pictures, crops[rows], owner[rows], looks, flip_test, return_heatmaps))
         return _joined(parts) if parts else self._nothing(return_heatmaps)
 
     def stream(
@@ -201,7 +210,7 @@ class PosePipeline:
             images: single pictures, as ``__call__`` takes in a list; never more than ``batch_size`` are held.
             boxes: for each picture an array ``[P, 4]``. ``None``: every picture shows one person.
             batch_size: pictures (and people) at a time. ``None``: 32, on a GPU 128.
-            options: ``flip_test``, ``return_heatmaps``.
+            options: ``flip_test``, ``looks``, ``return_heatmaps``.
 
         Yields:
             For each ``batch_size`` pictures their Poses; ``image_index`` counts from the first picture of all.
@@ -265,7 +274,24 @@ class PosePipeline:
         return crops, torch.arange(len(pictures))
 
     @torch.no_grad()
-    def _chunk(self, pictures: Pictures, crops: Tensor, owner: Tensor, flip_test: bool, heatmaps: bool) -> Poses:
+    def _chunk(
+        self, pictures: Pictures, crops: Tensor, owner: Tensor, looks: int, flip_test: bool, heatmaps: bool
+    ) -> Poses:
+        poses = self._look(pictures, crops, owner, flip_test, heatmaps)
+        for _ in range(looks - 1):
+            found = poses.keypoints.cpu(), poses.scores.cpu()
+            closer = closer_crops(*found, crops, self.image_size, FOUND * self.codec.amplitude)
+            rows = (closer != crops).any(1)
+            if not rows.any():
+                break
+            if self.device.type == "cuda":  # all of them: a graph is kept for each number of crops
+                rows = torch.ones_like(rows)
+            crops = closer
+            again = self._look(pictures, crops[rows], owner[rows], flip_test, heatmaps)
+            poses = _replaced(poses, rows.to(self.device), again)
+        return poses
+
+    def _look(self, pictures: Pictures, crops: Tensor, owner: Tensor, flip_test: bool, heatmaps: bool) -> Poses:
         images = self._cut(pictures, crops, owner)
         coords, scores, joints3d, *maps = self._run(images, flip_test, heatmaps)
         keypoints = to_picture(coords, crops, self.image_size)
@@ -331,6 +357,12 @@ def _test_picture(size: tuple[int, int]) -> Tensor:
     picture = F.interpolate(noise, size, mode="bilinear")
     picture[:, :, size[0] // 4 : size[0] // 2, size[1] // 3 : size[1] // 2] = 0.9
     return (picture * 255).to(torch.uint8).movedim(1, 3).contiguous()
+
+
+def _replaced(poses: Poses, rows: Tensor, again: Poses) -> Poses:
+    """Poses with those of the chosen rows (bool ``[N]``) found again."""
+    columns = [(getattr(poses, field.name), getattr(again, field.name)) for field in fields(Poses)]
+    return Poses(*(None if old is None else old.index_put((rows,), new) for old, new in columns))
 
 
 def _joined(parts: list[Poses]) -> Poses:

@@ -21,6 +21,8 @@ logger = logging.getLogger("hpe_fast")
 DEFAULT_WEIGHTS = "default"
 BUNDLED = Path(__file__).parent.parent / "weights"
 STAGES = ("hrnet", "lifter")
+#: Looks at a picture of which nobody said where the person is.
+LOOKS = 3
 #: Pipelines that ``infer`` keeps; each holds weights and graphs.
 KEPT = 2
 
@@ -119,6 +121,7 @@ def infer(
     *,
     weights: str | os.PathLike | None = None,
     device: str | torch.device | None = None,
+    looks: int | None = None,
     **options: Any,
 ) -> Poses:
     """Find 2D and 3D joints in pictures, with weights that are loaded once and kept.
@@ -128,6 +131,8 @@ def infer(
         boxes: x, y, width, height of the people, px; see there.
         weights: as for ``load``.
         device: as for ``load``.
+        looks: how often at most a person who is small in the picture is looked at, each time closer; see there.
+            ``None``: 3 without boxes, else 1; 1 where heatmaps are returned, so that they show the whole picture.
         options: ``flip_test``, ``return_heatmaps``, ``batch_size``; see there.
 
     Returns:
@@ -143,7 +148,9 @@ def infer(
         Traceback (most recent call last):
         FileNotFoundError: weights 'no/such/run': neither a run directory nor ...
     """
-    return _pipeline(weights, device)(batch, boxes, **options)
+    if looks is None:
+        looks = LOOKS if boxes is None and not options.get("return_heatmaps") else 1
+    return _pipeline(weights, device)(batch, boxes, looks=looks, **options)
 
 
 def _pipeline(weights: str | os.PathLike | None, device: str | torch.device | None) -> PosePipeline:

@@ -18,7 +18,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from hpe_fast.files import atomic_path
-from hpe_fast.pipeline import PosePipeline, load
+from hpe_fast.pipeline import LOOKS, PosePipeline, load
 from hpe_fast.predict.sources import BoxTable, Failures, Frame, list_sources, read_frames
 from hpe_fast.predict.view import View
 from hpe_fast.predict.writers import Drawings, Found, Writer, open_writers
@@ -52,6 +52,8 @@ class PredictConfig:
     """Write pictures and videos with the skeletons."""
     view: bool = False
     """Write poses.html, a page with the 3D poses that turns with the mouse."""
+    looks: int = LOOKS
+    """How often at most a picture without boxes is looked at: closer each time, where the person is small in it."""
     flip_test: bool = False
     """Average with the mirrored picture: a little better, twice the work."""
     device: str = "auto"
@@ -91,7 +93,8 @@ def _check(config: PredictConfig) -> None:
     """Settings without sense, before anything is loaded."""
     if config.weights is not None and not config.weights.strip():
         raise ValueError("--weights is empty: name a run directory or bundled weights, or leave it out")
-    for option, value in (("--batch-size", config.batch_size), ("--max-frames", config.max_frames)):
+    counts = {"--batch-size": config.batch_size, "--looks": config.looks, "--max-frames": config.max_frames}
+    for option, value in counts.items():
         if value is not None and value < 1:
             raise ValueError(f"{option} must be at least 1, got {value}")
     if config.out.exists() and not config.out.is_dir():
@@ -163,7 +166,8 @@ def _look(frames: Iterable[Frame], pipeline: PosePipeline, config: PredictConfig
     for chunk in _chunks(frames, config.batch_size):
         boxes = None if config.boxes is None else [frame.boxes for frame in chunk]
         images = [frame.image for frame in chunk]
-        poses = pipeline(images, boxes, flip_test=config.flip_test, batch_size=config.batch_size).to("cpu")
+        looks = config.looks if boxes is None else 1
+        poses = pipeline(images, boxes, flip_test=config.flip_test, looks=looks, batch_size=config.batch_size).to("cpu")
         for i, frame in enumerate(chunk):
             rows = poses.image_index == i
             found = Found(poses.keypoints[rows].numpy(), poses.scores[rows].numpy(), poses.joints3d[rows].numpy())
