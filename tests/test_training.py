@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -18,8 +19,8 @@ from torch import nn
 
 from hpe_fast.data.store import PoseStoreWriter
 from hpe_fast.models import CheckpointError
-from hpe_fast.train import main
-from hpe_fast.training.checkpoint import Progress, restore_state, save_state
+from hpe_fast.train import main, parse
+from hpe_fast.training.checkpoint import Progress, fingerprint, restore_state, save_state
 from hpe_fast.training.config import (
     PRESETS,
     DetectorConfig,
@@ -28,7 +29,9 @@ from hpe_fast.training.config import (
     TrainConfig,
     codec_of,
     preset,
+    restored,
 )
+from hpe_fast.training.detector import detector_metadata
 from hpe_fast.training.engine import Fit, Interrupted, TrainingDiverged
 from hpe_fast.training.optimizer import Update, learning_rate
 
@@ -64,8 +67,8 @@ class ToyStage:
             os.kill(os.getpid(), signal.SIGTERM)
         return loss.detach() * (float("nan") if self.steps == self.nan_at else 1.0)
 
-    def blame(self, batch):
-        return f"rows with sum {batch[0].sum():.3f}"
+    def blame(self, rows):
+        return f"rows with sum {rows.sum():.3f}"
 
     def validate(self):
         return {"weight": float(self.update.evaluated[0].weight.detach().sum())}
@@ -107,6 +110,38 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, stop_at, optimizer, ema
 def folders(tmp_path):
     for name in ("whole", "broken", "run"):
         (tmp_path / name).mkdir()
+
+
+def test_a_broken_state_is_never_written_over_a_whole_one(tmp_path):
+    stage = ToyStage(nan_at=8)  # between two log points
+    fit = Fit(stage, tmp_path / "run", checkpoint_minutes=0.0)
+    with pytest.raises(TrainingDiverged, match="step 7"):
+        fit.run()
+    assert Fit(ToyStage(), tmp_path / "run", resume=True).progress.step == 7
+
+
+def test_a_flipped_bit_in_a_state_is_found(tmp_path):
+    Fit(ToyStage(epochs=1), tmp_path / "run").run()
+    path = tmp_path / "run" / "toy.state.pt"
+    whole = path.read_bytes()
+    refused = 0
+    for place in range(50, len(whole), len(whole) // 40):
+        damaged = bytearray(whole)
+        damaged[place] ^= 16
+        path.write_bytes(damaged)
+        try:
+            resumed = Fit(ToyStage(epochs=1), tmp_path / "run", resume=True)
+        except CheckpointError:
+            refused += 1
+        else:  # in the padding between the archive's members
+            assert_same(resumed.stage.model.state_dict(), model_of(whole, tmp_path).state_dict())
+    assert refused > 10
+
+
+def model_of(content, folder):
+    (folder / "whole").mkdir(exist_ok=True)
+    (folder / "whole" / "toy.state.pt").write_bytes(content)
+    return Fit(ToyStage(epochs=1), folder / "whole", resume=True).stage.model
 
 
 def test_a_signal_during_the_last_validation_is_heard(tmp_path):
@@ -302,6 +337,39 @@ def small_config(tmp_path, train_store, **changes):
         lifter=replace(quick.lifter, width=32, batch_size=8, epochs=3),
         **changes,
     )
+
+
+def test_a_resumed_run_needs_no_settings_again(tmp_path, monkeypatch):
+    (tmp_path / "run" / "config.json").write_text(
+        json.dumps({"version": "0", "ranks": 1, "preset": "paper", "data": "d", "detector": {"epochs": 3}})
+    )
+    config = parse(["--resume", "--out", str(tmp_path / "run"), "--threads", "1"])
+    assert (config.preset, config.data, config.detector.epochs, config.threads) == ("paper", Path("d"), 3, 1)
+    assert config.resume
+    assert config.out == tmp_path / "run"
+    (tmp_path / "run" / "config.json").write_text("[]")
+    assert main(["--resume", "--out", str(tmp_path / "run")]) == 2
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_settings_come_back_from_their_record(name):
+    record = json.loads(json.dumps(asdict(PRESETS[name]), default=str))
+    assert restored({"version": "0.1.0", **record}) == PRESETS[name]
+
+
+def test_a_detector_is_used_as_it_was_trained(tmp_path, small_dataset, capsys):
+    from hpe_fast.models import hrnet, save_checkpoint
+
+    run, paper = tmp_path / "run", replace(PRESETS["paper"].detector, image_size=64)
+    model = hrnet(width=8, modules=(1, 1, 1), blocks=1)
+    save_checkpoint(run / "hrnet.safetensors", model, detector_metadata(paper, "here"))
+    arguments = ["--data", str(small_dataset), "--preset", "quick", "--stage", "lifter", "--out", str(run)]
+    assert main(arguments) == 2
+    assert "trained with codec" in capsys.readouterr().err
+
+
+def test_other_data_are_not_gone_on_with():
+    assert fingerprint(np.arange(3.0)) != fingerprint(np.arange(3.0)[::-1])
 
 
 def test_a_start_that_failed_can_be_repeated(tmp_path, small_dataset, monkeypatch, capsys):

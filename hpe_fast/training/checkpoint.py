@@ -5,10 +5,13 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import zipfile
+import zlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -34,6 +37,19 @@ class Progress:
     best_score: float = -math.inf  # of the best epoch in validation
     best_epoch: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
+
+
+def fingerprint(*labels: np.ndarray) -> str:
+    """Of the data trained on, so that a run does not go on with other data.
+
+    Example:
+        >>> fingerprint(np.arange(3), np.zeros(2))
+        'c10df414'
+    """
+    value = 0
+    for label in labels:
+        value = zlib.crc32(np.ascontiguousarray(label), value)
+    return f"{value:08x}"
 
 
 def save_state(
@@ -97,10 +113,15 @@ def restore_state(path: Path, model: nn.Module, update: Update, stage: dict, ran
 
 def _read(path: Path) -> dict[str, Any]:
     try:
+        with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums that it writes
+            if (damaged := archive.testzip()) is not None:
+                raise CheckpointError(f"{path}: damaged, the checksum of {damaged} differs")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: there is no training state to resume from") from error
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
+    except CheckpointError:
+        raise
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{path}: not a training state of hpe_fast, or damaged: {error}") from error
     if not isinstance(state, dict) or state.get("version") != VERSION:
         version = state.get("version") if isinstance(state, dict) else None

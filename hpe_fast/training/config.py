@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_type_hints
 
 from hpe_fast.ops import OFFICIAL, PAPER, UNBIASED, HeatmapCodec
 from hpe_fast.skeleton import NUM_JOINTS
@@ -277,6 +277,30 @@ PRESETS: dict[str, TrainConfig] = {
 def codec_of(config: DetectorConfig) -> HeatmapCodec:
     """The target heatmap of a detector, at its input size (all models here have stride 4)."""
     return CODECS[config.codec].resized(config.image_size, (config.image_size + 3) // 4)
+
+
+def restored(record: dict[str, Any], kind: type = TrainConfig) -> Any:
+    """The settings that a run's config.json holds; what this version does not know is left out.
+
+    Raises:
+        ValueError, TypeError: these are no settings.
+
+    Example:
+        >>> restored({"version": "0.1.0", "seed": 3, "detector": {"epochs": 2}}).detector.epochs
+        2
+    """
+    if not isinstance(record, dict):
+        raise ValueError(f"settings must be a JSON object, got {record!r}")
+    kinds, values = get_type_hints(kind), {}
+    for field_ in fields(kind):
+        if field_.name in record:
+            value, wanted = record[field_.name], kinds[field_.name]
+            if is_dataclass(wanted):
+                value = restored(value, wanted)
+            elif wanted == Path | None and value is not None:
+                value = Path(value)
+            values[field_.name] = tuple(value) if isinstance(value, list) else value
+    return kind(**values)
 
 
 def preset(name: PresetName, **changes: object) -> TrainConfig:

@@ -24,6 +24,7 @@ from hpe_fast.ops import (
 )
 from hpe_fast.plots import heatmap_overlay
 from hpe_fast.skeleton import JOINTS, NUM_JOINTS
+from hpe_fast.training.checkpoint import fingerprint
 from hpe_fast.training.compiling import compiled
 from hpe_fast.training.config import MODELS, DetectorConfig, TrainConfig, codec_of
 from hpe_fast.training.distributed import Ranks, synchronize_batch_norm
@@ -111,7 +112,8 @@ class DetectorStage:
         self.loader = make_loader(train, config, device, ranks, config.accumulate, **train_options)
         self.valid_loader = make_loader(valid, config, device, ranks)
         self.steps_per_epoch = len(self.loader)
-        self.settings = {**asdict(detector), "pictures": len(train), **shared_settings(config)}
+        data = fingerprint(train.crc32, train.pose2d, train.visible)
+        self.settings = {**asdict(detector), "pictures": len(train), "data": data, **shared_settings(config)}
         graphed = device.type == "cuda" and config.graph
         self._run = GraphedStep(self._step) if graphed else self._step
 
@@ -156,8 +158,8 @@ class DetectorStage:
         share = 1 / self.config.accumulate
         return backward(heatmaps, keypoints, weights, self.codec, self.config.detector, share)
 
-    def blame(self, batch: tuple[Tensor | None, ...]) -> str:
-        return f"rows {batch[6].tolist()} of {self.loader.store.path}"
+    def blame(self, rows: Tensor) -> str:
+        return f"rows {rows.tolist()} of {self.loader.store.path}"
 
     def validate(self) -> dict[str, float]:
         found = detect_all(self.update.evaluated, self.valid_loader, self.config, self.ranks)

@@ -40,7 +40,7 @@ class Stage(Protocol):
 
     def batches(self, epoch: int, start: int) -> Iterator[tuple[Tensor | None, ...]]: ...
     def step(self, batch: tuple[Tensor | None, ...]) -> Tensor: ...
-    def blame(self, batch: tuple[Tensor | None, ...]) -> str: ...
+    def blame(self, rows: Tensor) -> str: ...  # the last of a batch's tensors
     def validate(self) -> dict[str, float]: ...
     def score(self, metrics: dict[str, float]) -> float: ...  # larger is better
     def export(self, path: Path) -> None: ...
@@ -49,32 +49,39 @@ class Stage(Protocol):
 
 
 class _Losses:
-    """Losses since the last log point, kept on the device, with the batches they belong to."""
+    """Losses since the last log point, kept on the device, with the rows they belong to."""
 
     def __init__(self) -> None:
         self._losses: list[Tensor] = []
-        self._batches: list[tuple[int, tuple[Tensor | None, ...]]] = []
+        self._rows: list[tuple[int, Tensor]] = []
 
-    def add(self, step: int, loss: Tensor, batch: tuple[Tensor | None, ...]) -> None:
+    def add(self, step: int, loss: Tensor, rows: Tensor) -> None:
         self._losses.append(loss.detach())
-        self._batches.append((step, batch))
+        self._rows.append((step, rows))
 
     def mean(self, stage: Stage, ranks: Ranks) -> float:
-        """Mean over steps and ranks. Synchronises; raises where a loss is not finite, naming step and samples."""
+        """Mean over steps and ranks, as :meth:`checked`; begins anew."""
+        losses = self.checked(stage, ranks)
+        self._losses.clear()
+        self._rows.clear()
+        return float(losses.mean())
+
+    def checked(self, stage: Stage, ranks: Ranks) -> Tensor:
+        """Each step's mean over the ranks. Synchronises; raises where one is not finite, naming step and samples."""
+        if not self._losses:
+            return torch.zeros(0)
         mine = torch.stack(self._losses).float()
         losses = ranks.mean(mine)
         bad = (~torch.isfinite(losses)).nonzero()
         if len(bad):
             first = int(bad[0])
-            step, batch = self._batches[first]
-            samples = "of another rank" if torch.isfinite(mine[first]) else stage.blame(batch)
+            step, rows = self._rows[first]
+            samples = "of another rank" if torch.isfinite(mine[first]) else stage.blame(rows)
             raise TrainingDiverged(
                 f"{stage.name}: the loss is {losses[first].item()} at step {step}, samples {samples}; "
                 f"a lower learning rate or --no-amp may help; the last checkpoint is whole"
             )
-        self._losses.clear()
-        self._batches.clear()
-        return float(losses.mean())
+        return losses
 
 
 class _Signals:
@@ -154,7 +161,7 @@ class Fit:
         for batch in self._bar(self._timed(stage.batches(progress.epoch, progress.iteration))):
             rate = learning_rate(stage.update.config, progress.step, stage.epochs * stage.steps_per_epoch)
             stage.update.set_learning_rate(rate)
-            losses.add(progress.step, stage.step(batch), batch)
+            losses.add(progress.step, stage.step(batch), batch[-1])
             progress.step += 1
             progress.iteration += 1
             at_log_point = progress.step % LOG_EVERY == 0 or progress.iteration == stage.steps_per_epoch
@@ -162,7 +169,7 @@ class Fit:
                 self._log(losses.mean(stage, self.ranks), rate)
             # Several ranks have to ask each other, which on CUDA would wait for the device after every step.
             if at_log_point or self.ranks.world == 1 or self.ranks.device.type == "cpu":
-                self._checkpoint_if_due()
+                self._checkpoint_if_due(losses)
         self._end_epoch()
 
     def _timed(self, batches: Iterable) -> Iterator:
@@ -199,10 +206,11 @@ class Fit:
                 self.writer.add_scalar(f"{self.stage.name}/{name}", value, progress.step)
             self.stage.log_extras(self.writer, progress.step)
 
-    def _checkpoint_if_due(self) -> None:
+    def _checkpoint_if_due(self, losses: _Losses) -> None:
         due = time.monotonic() - self._saved_at > self.checkpoint_seconds
         stopping, due = self.ranks.any(self._signals.received is not None, due)
         if stopping or due:
+            losses.checked(self.stage, self.ranks)  # never a broken state over a whole one
             self._save()
         if stopping:
             raise Interrupted(f"{self.stage.name}: saved at step {self.progress.step}; go on with --resume")

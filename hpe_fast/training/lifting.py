@@ -13,10 +13,12 @@ from torch import Tensor
 
 from hpe_fast.data.store import PoseStore
 from hpe_fast.device import fast_dtype
-from hpe_fast.evaluate import Detections, lift, pose_errors, root_relative
+from hpe_fast.evaluate import Detections, lift, root_relative
+from hpe_fast.metrics import mpjpe
 from hpe_fast.models import lifter as build_lifter
 from hpe_fast.models import save_checkpoint, unit_crop
 from hpe_fast.skeleton import FLIP_PERMUTATION, JOINTS, NUM_JOINTS
+from hpe_fast.training.checkpoint import fingerprint
 from hpe_fast.training.config import LifterConfig, TrainConfig
 from hpe_fast.training.dense import forward_dense
 from hpe_fast.training.detector import shared_settings, split
@@ -171,14 +173,15 @@ class LifterStage:
         self.epochs, self.joint_losses = lifter.epochs, torch.zeros(NUM_JOINTS, device=self.device)
         self.batch_size = min(lifter.batch_size * config.accumulate, len(train) // ranks.world)
         self.batch_size -= self.batch_size % config.accumulate
-        if self.batch_size == 0:
+        if self.batch_size < 2 * config.accumulate:  # batch normalisation has no deviation of one
             raise ValueError(
                 f"{len(train)} poses are too few for {ranks.world} ranks and --accumulate {config.accumulate}"
             )
         self.steps_per_epoch = len(train) // (self.batch_size * ranks.world)
         graphed = self.device.type == "cuda" and config.graph
         self._run = GraphedStep(self._step) if graphed else self._step
-        self.settings = {**asdict(lifter), "poses": len(train), **shared_settings(config)}
+        data = fingerprint(train.pose3d.cpu().numpy(), train.keypoints.cpu().numpy())
+        self.settings = {**asdict(lifter), "poses": len(train), "data": data, **shared_settings(config)}
 
     def _statistics_sample(self) -> tuple[Tensor, Tensor]:
         """Statistics of what the network will see, augmentation included."""
@@ -214,15 +217,15 @@ class LifterStage:
         with torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype != torch.float32):
             return self.model.forward_normalized(keypoints)
 
-    def blame(self, batch: tuple[Tensor]) -> str:
-        return f"rows {batch[0].tolist()}"
+    def blame(self, rows: Tensor) -> str:
+        return f"rows {rows.tolist()} of those with 3D joints"
 
     def validate(self) -> dict[str, float]:
         target = root_relative(self.valid.pose3d).cpu()
         model = self.update.evaluated
-        errors = {"true_2d": pose_errors(lift(model, self.valid.keypoints), target)["mpjpe_mm"]}
+        errors = {"true_2d": float(mpjpe(lift(model, self.valid.keypoints), target))}
         if self.config.lifter.input != "true_2d":
-            errors["detections"] = pose_errors(lift(model, self.valid.detections), target)["mpjpe_mm"]
+            errors["detections"] = float(mpjpe(lift(model, self.valid.detections), target))
         return {f"mpjpe_{name}_mm": value for name, value in errors.items()}
 
     def score(self, metrics: dict[str, float]) -> float:

@@ -27,8 +27,8 @@ from hpe_fast.evaluate import Detections, Evaluation, detection_errors, evaluate
 from hpe_fast.files import atomic_path
 from hpe_fast.models import from_unit_crop, load_checkpoint
 from hpe_fast.training.checkpoint import Progress
-from hpe_fast.training.config import TrainConfig
-from hpe_fast.training.detector import DetectorStage, detect_all, heatmaps_of, make_loader
+from hpe_fast.training.config import DetectorConfig, TrainConfig
+from hpe_fast.training.detector import DetectorStage, detect_all, detector_metadata, heatmaps_of, make_loader
 from hpe_fast.training.distributed import Ranks, joined, ranks_here
 from hpe_fast.training.engine import Fit, Stage
 from hpe_fast.training.lifting import LifterSamples, LifterStage
@@ -91,7 +91,8 @@ def _check_poses(config: TrainConfig, *stores: PoseStore) -> None:
 def _recorded(config: TrainConfig, folder: Path, world: int) -> Iterator[None]:
     """config.json, which marks a run directory; not left where a run failed before there was something to resume."""
     path = folder / "config.json"
-    _write_json(path, {"version": hpe_fast.__version__, "ranks": world, **asdict(config)})
+    if not (config.resume and any(folder.glob("*.state.pt"))):  # the record of how it began
+        _write_json(path, {"version": hpe_fast.__version__, "ranks": world, **asdict(config)})
     try:
         yield
     except Exception:
@@ -158,7 +159,9 @@ class _Run:
             self._fit(stage)
         elif not path.exists():
             return None
-        return load_checkpoint(path).to(self.device)
+        detector = load_checkpoint(path)
+        _check_detector(path, detector.metadata, self.config.detector)
+        return detector.to(self.device)
 
     def _detect(self, detector: nn.Module, split: str) -> Detections:
         logger.info("detecting joints in the %s pictures", {"train": "training", "valid": "validation"}[split])
@@ -191,6 +194,17 @@ class _Run:
             evaluation.joints3d[chosen].numpy(),
             path=self.folder / "predictions.png",
         )
+
+
+def _check_detector(path: Path, metadata: dict[str, Any], config: DetectorConfig) -> None:
+    """A detector that was there already looks at pictures as it was trained to, or not at all."""
+    wanted = json.loads(json.dumps(detector_metadata(config, "")))
+    for name in ("codec", "normalization"):
+        if name in metadata and json.loads(json.dumps(metadata[name])) != wanted[name]:
+            raise ValueError(
+                f"{path}: trained with {name} {metadata[name]}, the settings say {wanted[name]}: give the --preset and "
+                "--detector options that it was trained with"
+            )
 
 
 def run_directory(config: TrainConfig) -> Path:
