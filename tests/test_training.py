@@ -120,6 +120,22 @@ def test_a_broken_state_is_never_written_over_a_whole_one(tmp_path):
     assert Fit(ToyStage(), tmp_path / "run", resume=True).progress.step == 7
 
 
+def test_broken_weights_are_not_saved_though_the_loss_is_a_number(tmp_path):
+    stage = ToyStage(epochs=1)
+    step = stage.step
+
+    def breaks(batch):
+        loss = step(batch)
+        with torch.no_grad():
+            stage.model[0].weight[0, 0] = torch.inf
+        return torch.zeros_like(loss)
+
+    stage.step = breaks
+    with pytest.raises(TrainingDiverged, match="toy: the weights are no numbers after step 0"):
+        Fit(stage, tmp_path / "run", checkpoint_minutes=0.0).run()
+    assert not list((tmp_path / "run").iterdir())
+
+
 def test_a_flipped_bit_in_a_state_is_found(tmp_path):
     Fit(ToyStage(epochs=1), tmp_path / "run").run()
     path = tmp_path / "run" / "toy.state.pt"
@@ -358,10 +374,13 @@ def test_settings_come_back_from_their_record(name):
 
 
 def test_a_detector_is_used_as_it_was_trained(tmp_path, small_dataset, capsys):
-    from hpe_fast.models import hrnet, save_checkpoint
+    from hpe_fast.models import hrnet, lifter, save_checkpoint
 
     run, paper = tmp_path / "run", replace(PRESETS["paper"].detector, image_size=64)
     model = hrnet(width=8, modules=(1, 1, 1), blocks=1)
+    save_checkpoint(run / "hrnet.safetensors", lifter(width=8))
+    assert main(["--stage", "lifter", "--out", str(run), "--data", str(small_dataset)]) == 2
+    assert "hrnet.safetensors: holds a lifter" in capsys.readouterr().err
     save_checkpoint(run / "hrnet.safetensors", model, detector_metadata(paper, "here"))
     arguments = ["--data", str(small_dataset), "--preset", "quick", "--stage", "lifter", "--out", str(run)]
     assert main(arguments) == 2

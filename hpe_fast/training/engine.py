@@ -217,6 +217,8 @@ class Fit:
 
     def _save(self) -> None:
         stage = self.stage
+        if not torch.stack(torch._foreach_norm(list(stage.model.parameters()))).isfinite().all():
+            raise TrainingDiverged(f"{stage.name}: the weights are no numbers after step {self.progress.step - 1}")
         save_state(self.state_path, stage.model, stage.update, self.progress, stage.settings, self.ranks)
         if self.ranks.main:
             stage.export(self.folder / f"{stage.name}.safetensors")

@@ -82,9 +82,13 @@ class Update:
         if self.average is not None:
             self.average.update()
 
+    @property
+    def _groups(self) -> list[dict[str, Any]]:
+        return self.optimizer.param_groups
+
     def set_learning_rate(self, rate: float) -> None:
         """In place on CUDA: a captured step reads the tensor's address."""
-        for group in self.optimizer.param_groups:
+        for group in self._groups:
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(rate)
             else:
@@ -94,9 +98,10 @@ class Update:
         return {"optimizer": self.optimizer.state_dict(), "average": self.average and self.average.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        # What this device needs, not the one that saved: on CUDA a captured step reads the rate's own tensor.
+        own = [{name: group[name] for name in ("lr", "capturable") if name in group} for group in self._groups]
         self.optimizer.load_state_dict(state["optimizer"])
-        for group in self.optimizer.param_groups:  # a rate that is a tensor was read to the CPU, unlike the moments
-            if isinstance(group["lr"], Tensor):
-                group["lr"] = group["lr"].to(group["params"][0].device)
+        for group, kept in zip(self._groups, own, strict=True):
+            group.update(kept)
         if self.average is not None:
             self.average.load_state_dict(state["average"])

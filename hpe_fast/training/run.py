@@ -160,6 +160,8 @@ class _Run:
         elif not path.exists():
             return None
         detector = load_checkpoint(path)
+        if detector.config["architecture"] == "lifter":
+            raise ValueError(f"{path}: holds a lifter, a detector is wanted")
         _check_detector(path, detector.metadata, self.config.detector)
         return detector.to(self.device)
 
