@@ -381,17 +381,22 @@ def test_resampling_against_a_loop(height, width, rows, columns, seed):
         for u in range(w):
             if 0 <= y + v < height and 0 <= x + u < width:
                 canvas[v, u] = picture[y + v, x + u]
-    expected = np.einsum("ir,rcd,jc->ijd", triangles(h, rows), canvas, triangles(w, columns))
-    np.testing.assert_allclose(found, expected, atol=1.51)  # the picture is rounded after either axis
+    wide = np.einsum("rcd,jc->rjd", canvas, cubics(w, columns)).clip(0, 255)  # the picture is uint8 after either axis
+    expected = np.einsum("ir,rjd->ijd", cubics(h, rows), wide).clip(0, 255)
+    np.testing.assert_allclose(found, expected, atol=2.01)
 
 
-def triangles(pixels, samples):
-    """The weight of each pixel in each sample: a triangle as wide as a sample, but not narrower than a pixel."""
+def cubics(pixels, samples):
+    """The weight of each pixel in each sample: Keys' kernel (a = -1/2) as wide as a sample, or as a pixel if larger."""
     scale = pixels / samples
     table = np.zeros((samples, pixels))
     for i in range(samples):
         for j in range(pixels):
-            table[i, j] = max(0.0, 1 - abs((i + 0.5) * scale - (j + 0.5)) / max(scale, 1.0))
+            x = abs((i + 0.5) * scale - (j + 0.5)) / max(scale, 1.0)
+            if x < 1:
+                table[i, j] = 1.5 * x**3 - 2.5 * x**2 + 1
+            elif x < 2:
+                table[i, j] = -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
     return table / table.sum(1, keepdims=True)
 
 

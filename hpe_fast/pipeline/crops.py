@@ -108,7 +108,9 @@ def to_picture(coords: Tensor, crops: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def resample(pictures: Tensor, crop: Tensor, size: tuple[int, int]) -> Tensor:
-    """Cut the same crop out of pictures: bilinear, with the filter widened as the crop shrinks (antialiasing).
+    """Cut the same crop out of pictures: bicubic, with the filter widened as the crop shrinks (antialiasing).
+
+    As sharp as the pictures that networks are trained on, which are means of areas; bilinear is softer, and cost 3 mm.
 
     Args:
         pictures: uint8 ``[B, H, W, C]``, grey, RGB or RGBA.
@@ -142,7 +144,7 @@ def resample(pictures: Tensor, crop: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _resize(pictures: Tensor, size: tuple[int, int]) -> Tensor:
     if pictures.device.type == "cpu":
-        return F.interpolate(pictures, size, mode="bilinear", antialias=True)
+        return F.interpolate(pictures, size, mode="bicubic", antialias=True)
     at_once = max(1, PIXELS_AT_ONCE // (pictures.shape[2] * pictures.shape[3]))
-    parts = [F.interpolate(p.float(), size, mode="bilinear", antialias=True) for p in pictures.split(at_once)]
+    parts = [F.interpolate(p.float(), size, mode="bicubic", antialias=True) for p in pictures.split(at_once)]
     return torch.cat(parts).round_().clamp_(0, 255).to(torch.uint8)

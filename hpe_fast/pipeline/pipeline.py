@@ -161,7 +161,7 @@ class PosePipeline:
     ) -> Poses:
         """Find the joints of one person in each picture, or in each box.
 
-        Pictures of another size than the network's are resampled (bilinear, antialiased), with black beside them where
+        Pictures of another size than the network's are resampled (bicubic, antialiased), with black beside them where
         the aspect ratio differs. Grey becomes RGB; RGBA is laid over black.
 
         Args:
