@@ -34,6 +34,8 @@ struct Maps {
   DType dtype;
 };
 
+// Largest step of dark's refinement, heatmap pixels: its stencil reaches so far, and knows nothing of what lies beyond.
+constexpr int kDarkReach = 2;
 constexpr int kMaxFlipJoints = 256;  // flip_permutation travels to a CUDA kernel by value
 
 struct DecodeOptions {

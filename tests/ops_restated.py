@@ -93,7 +93,7 @@ def quarter(m: np.ndarray, x: int, y: int) -> np.ndarray:
 
 
 def dark(m: np.ndarray, x: int, y: int, sigma: float) -> np.ndarray:
-    """mmpose ``refine_keypoints_dark``: OpenCV blurs the whole map."""
+    """mmpose ``refine_keypoints_dark``: OpenCV blurs the whole map. Steps of more than two pixels are left out."""
     height, width = m.shape
     if not (1 < x < width - 2 and 1 < y < height - 2):
         return np.zeros(2)
@@ -105,7 +105,8 @@ def dark(m: np.ndarray, x: int, y: int, sigma: float) -> np.ndarray:
     dyy = 0.25 * (p[y + 2, x] - 2 * p[y, x] + p[y - 2, x])
     dxy = 0.25 * (p[y + 1, x + 1] - p[y - 1, x + 1] - p[y + 1, x - 1] + p[y - 1, x - 1])
     hessian = np.array([[dxx, dxy], [dxy, dyy]])
-    return -np.linalg.inv(hessian) @ gradient if np.linalg.det(hessian) != 0 else np.zeros(2)
+    step = -np.linalg.inv(hessian) @ gradient if np.linalg.det(hessian) != 0 else np.zeros(2)
+    return step if np.abs(step).max() <= 2 else np.zeros(2)
 
 
 def decode_one(m: np.ndarray, codec: HeatmapCodec, refine: str) -> tuple[np.ndarray, float]:

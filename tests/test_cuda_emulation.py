@@ -277,7 +277,8 @@ def dark_offset(maps: np.ndarray, x: int, y: int, sigma: float) -> np.ndarray:
     xy = 0.25 * (v[3, 3] - v[1, 3] - v[3, 1] + v[1, 1])
     xx, yy = 0.25 * (v[2, 4] - 2 * v[2, 2] + v[2, 0]), 0.25 * (v[4, 2] - 2 * v[2, 2] + v[0, 2])
     hessian = np.array([[xx, xy], [xy, yy]])
-    return -np.linalg.solve(hessian, gradient) if np.linalg.det(hessian) else np.zeros(2)
+    step = -np.linalg.solve(hessian, gradient) if np.linalg.det(hessian) else np.zeros(2)
+    return step if np.abs(step).max() <= 2 else np.zeros(2)
 
 
 def decode_map(m: np.ndarray, codec, refine: int) -> tuple[np.ndarray, float]:

@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import ops_restated as restated
 import pytest
 import torch
@@ -199,6 +200,17 @@ class TestRefinement:
         wanted, _ = restated.decode(heatmaps.numpy(), codec, "dark")
         got, _ = decode(heatmaps.to(device).contiguous(memory_format=memory_format), codec, refine="dark")
         torch.testing.assert_close(got.double().cpu(), torch.from_numpy(wanted), rtol=1e-4, atol=2e-3)
+
+    def test_dark_stays_where_its_stencil_knows_the_map(self, decode, device):
+        """A ridge that is all but straight: Newton's step is as long as may be."""
+        random = np.random.default_rng(3)
+        rows = torch.exp(-((torch.arange(64.0) - 30) ** 2) / 8)[:, None]
+        ridges = rows * (1 + 1e-4 * torch.tensor(random.standard_normal((500, 1, 1, 64)).cumsum(-1))).float()
+        coords, _ = decode(ridges.to(device), OFFICIAL, refine="dark")
+        peaks, _ = decode(ridges.to(device), OFFICIAL, refine="none")
+        steps = (coords - peaks).abs().amax(-1) / OFFICIAL.stride[0]
+        assert steps.max() <= 2
+        assert steps.max() > 0.5
 
     def test_dark_where_there_is_no_curvature(self, decode, device):
         flat = torch.ones(1, 1, 40, 40, device=device)

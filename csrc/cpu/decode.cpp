@@ -78,6 +78,7 @@ struct BlurKernel {
 
 // DARK (Zhang et al., CVPR 2020) as mmpose computes it: one Newton step on the log of the blurred map. Only the
 // thirteen pixels of the stencil are blurred. (mmpose scales the map back to its old maximum, a constant in the log.)
+// Where the curvature all but vanishes, mmpose's step is as long as may be; here a step beyond the stencil is left out.
 template <class T>
 Point dark_offset(const Values<T>& value, const Peak& p, const BlurKernel& kernel) {
   if (!(1 < p.x && p.x < value.width - 2 && 1 < p.y && p.y < value.height - 2)) return {0, 0};
@@ -88,7 +89,8 @@ Point dark_offset(const Values<T>& value, const Peak& p, const BlurKernel& kerne
   const double dxy = 0.25 * (at(1, 1) - at(-1, 1) - at(1, -1) + at(-1, -1));
   const double determinant = dxx * dyy - dxy * dxy;
   if (!(fabs(determinant) > 0)) return {0, 0};  // not NaN either
-  return {-(dyy * dx - dxy * dy) / determinant, -(dxx * dy - dxy * dx) / determinant};
+  const Point step{-(dyy * dx - dxy * dy) / determinant, -(dxx * dy - dxy * dx) / determinant};
+  return fmax(fabs(step.x), fabs(step.y)) <= kDarkReach ? step : Point{0, 0};
 }
 
 template <class T>

@@ -177,8 +177,8 @@ __device__ __forceinline__ void refine_dark(float& x, float& y, const Map<T>& ma
   const float dxy = 0.25f * (at(1, 1) - at(-1, 1) - at(1, -1) + at(-1, -1));
   const float determinant = dxx * dyy - dxy * dxy;
   if (!(fabsf(determinant) > 0.0f)) return;  // not NaN either
-  x -= (dyy * dx - dxy * dy) / determinant;
-  y -= (dxx * dy - dxy * dx) / determinant;
+  const float step_x = (dyy * dx - dxy * dy) / determinant, step_y = (dxx * dy - dxy * dx) / determinant;
+  if (fmaxf(fabsf(step_x), fabsf(step_y)) <= kDarkReach) x -= step_x, y -= step_y;  // as on the CPU
 }
 
 // From the maximum of a joint to its coordinates, by a warp: they re-read only the maximum's surroundings, from the

@@ -298,7 +298,8 @@ def decode_heatmaps(
         codec: what the network was trained on; its ``heatmap_size`` must be ``(H, W)``.
         refine: ``"quarter"``: a quarter pixel towards the larger neighbour, except within a pixel of the border
             (official ``get_final_preds``); ``"dark"``: one Newton step on the logarithm of the blurred map (Zhang et
-            al. 2020, as mmpose's ``refine_keypoints_dark``); or ``"none"``.
+            al. 2020, as mmpose's ``refine_keypoints_dark``, but no step of more than two pixels, which its stencil
+            knows nothing of); or ``"none"``.
         flipped: heatmaps of the mirrored pictures, like ``heatmaps``; they are mirrored back, left and right are
             exchanged, and the average is decoded.
         to_image: ``[B, 2, 3]`` float32, affine from network-input pixels to image pixels.

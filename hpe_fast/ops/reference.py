@@ -178,6 +178,10 @@ def _quarter_offset(maps: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return (0.25 * sign).masked_fill(~inside[..., None], 0.0)
 
 
+#: Largest step of dark's refinement, heatmap pixels: its stencil reaches so far (kDarkReach in csrc/kernels.h).
+DARK_REACH = 2
+
+
 def _blur_taps(sigma: float) -> list[float]:
     """The Gaussian that mmpose's DARK blurs with before it differentiates."""
     sigma = struct.unpack("f", struct.pack("f", sigma))[0]  # float32 as in the kernels: the size must agree on ties
@@ -213,6 +217,7 @@ def _dark_offset(maps: Tensor, x: Tensor, y: Tensor, sigma: float) -> Tensor:
     determinant = dxx * dyy - dxy * dxy
     offset = torch.stack([dxy * dy - dyy * dx, dxy * dx - dxx * dy], -1) / determinant[..., None]
     inside = (x > 1) & (x < width - 2) & (y > 1) & (y < height - 2) & (determinant.abs() > 0)  # not NaN either
+    inside &= offset.abs().amax(-1) <= DARK_REACH
     return offset.masked_fill(~inside[..., None], 0.0).float()
 
 
