@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hpe_fast import models
+from hpe_fast.models import weight_files
+from hpe_fast.models.weight_files import weight_paths
 from hpe_fast.ops import IMAGENET, OFFICIAL, UNBIASED
-from hpe_fast.pipeline import PosePipeline, Poses, fold_batchnorm, infer, load, weight_paths, weights
+from hpe_fast.pipeline import PosePipeline, Poses, fold_batchnorm, infer, load, weights
 from hpe_fast.pipeline.crops import box_crops, closer_crops, resample, to_picture, whole_crop
 from hpe_fast.pipeline.inputs import as_pictures
 from hpe_fast.pipeline.speed import Graphs
@@ -514,7 +516,7 @@ def test_bundled_weights_warn_once(run, tmp_path, monkeypatch):
     folder.mkdir()
     for stage in ("hrnet", "lifter"):
         (run / f"{stage}.safetensors").rename(folder / f"default.{stage}.safetensors")
-    monkeypatch.setattr(weights, "BUNDLED", folder)
+    monkeypatch.setattr(weight_files, "BUNDLED", folder)
     monkeypatch.setattr(weights, "_told", False)
     with pytest.warns(UserWarning, match=r"trained on: dots \(2D\), chance \(3D\)"):
         load(device="cpu")
@@ -527,7 +529,7 @@ def test_bundled_weights_warn_once(run, tmp_path, monkeypatch):
 
 
 def test_missing_weights_say_how_to_get_some(tmp_path, monkeypatch):
-    monkeypatch.setattr(weights, "BUNDLED", tmp_path / "none")
+    monkeypatch.setattr(weight_files, "BUNDLED", tmp_path / "none")
     with pytest.raises(FileNotFoundError, match=r"python -m hpe_fast\.train"):
         load()
     with pytest.raises(FileNotFoundError, match=r"hrnet\.safetensors and lifter\.safetensors missing"):

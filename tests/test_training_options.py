@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from hpe_fast.data.store import PoseStore
+from hpe_fast.models import CheckpointError
 from hpe_fast.ops import OFFICIAL, render_heatmaps
 from hpe_fast.skeleton import JOINTS
 from hpe_fast.train import main
@@ -15,6 +16,7 @@ from hpe_fast.training import compiling, detector
 from hpe_fast.training import config as config_module
 from hpe_fast.training.config import PRESETS, DetectorConfig, OptimizerConfig, TrainConfig
 from hpe_fast.training.detector import DetectorStage, split
+from hpe_fast.training.lifting import LifterSamples, LifterStage
 from hpe_fast.training.supervision import backward, hardest
 
 CPU = torch.device("cpu")
@@ -220,3 +222,34 @@ def test_help_explains_the_options(capsys):
     text = " ".join(capsys.readouterr().out.split())
     for words in ("--accumulate", "--sync-bn", "--compile", "hard-joints", "moving average of the weights"):
         assert words in text, words
+
+
+def test_a_stage_starts_from_weights_it_is_given(store_path, tmp_path):
+    """A detector and a lifter, from a file and from a run directory; without them they are random."""
+
+    first = stage_of(store_path, config_of())
+    next_batch = next(first.batches(0, 0))
+    first.step(next_batch)
+    first.export(tmp_path / "hrnet.safetensors")
+    for given in (tmp_path, tmp_path / "hrnet.safetensors"):
+        again = stage_of(store_path, config_of(detector={"start": str(given)}, seed=5))
+        for name, value in first.model.state_dict().items():
+            assert torch.equal(value, again.model.state_dict()[name]), name
+    assert not torch.equal(stage_of(store_path, config_of(seed=5)).model.conv1.weight, first.model.conv1.weight)
+
+    samples = LifterSamples.from_store(PoseStore(store_path), CPU)
+    quick = replace(PRESETS["quick"].lifter, width=32, input="true_2d")
+    lifting = LifterStage(config_of(lifter=quick), samples, samples, "few")
+    lifting.export(tmp_path / "lifter.safetensors")
+    fewer = LifterSamples(*(getattr(samples, field)[:4] for field in LifterSamples.__dataclass_fields__))
+    again = LifterStage(config_of(lifter=replace(quick, start=str(tmp_path)), seed=5), fewer, samples, "few")
+    for name, value in lifting.model.state_dict().items():  # with its statistics, not those of the four poses
+        assert torch.equal(value, again.model.state_dict()[name]), name
+
+
+def test_weights_to_start_from_must_be_there_and_fit(store_path, tmp_path):
+    with pytest.raises(FileNotFoundError, match="neither a run directory nor"):
+        stage_of(store_path, config_of(detector={"start": "no/such/weights"}))
+    stage_of(store_path, config_of()).export(tmp_path / "hrnet.safetensors")
+    with pytest.raises(CheckpointError, match="does not fit the model"):
+        stage_of(store_path, config_of(detector={"start": str(tmp_path), "model": "paper"}))

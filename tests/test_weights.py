@@ -6,7 +6,7 @@ import pytest
 import hpe_fast
 from hpe_fast.data.sample import bundled_sample
 from hpe_fast.data.store import PoseStore
-from hpe_fast.pipeline import weight_paths
+from hpe_fast.models.weight_files import weight_paths
 
 
 def test_they_are_small():

@@ -22,8 +22,9 @@ from hpe_fast.evaluate.report import Predictions, predictions, report
 from hpe_fast.evaluate.tables import report_csv, report_json, report_text
 from hpe_fast.files import atomic_path
 from hpe_fast.models import load_checkpoint
+from hpe_fast.models.weight_files import weight_paths
 from hpe_fast.ops import IMAGENET, OFFICIAL, HeatmapCodec, Normalization
-from hpe_fast.pipeline import PosePipeline, weight_paths
+from hpe_fast.pipeline import PosePipeline
 
 
 @dataclass(frozen=True)

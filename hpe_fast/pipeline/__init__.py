@@ -3,6 +3,6 @@
 from hpe_fast.pipeline.exporting import export
 from hpe_fast.pipeline.pipeline import REFINE, PosePipeline, Poses
 from hpe_fast.pipeline.speed import fold_batchnorm
-from hpe_fast.pipeline.weights import LOOKS, infer, load, weight_paths
+from hpe_fast.pipeline.weights import LOOKS, infer, load
 
-__all__ = ["LOOKS", "REFINE", "PosePipeline", "Poses", "export", "fold_batchnorm", "infer", "load", "weight_paths"]
+__all__ = ["LOOKS", "REFINE", "PosePipeline", "Poses", "export", "fold_batchnorm", "infer", "load"]

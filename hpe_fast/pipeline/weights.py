@@ -1,4 +1,4 @@
-"""Where weights come from: a run directory, or the package itself."""
+"""Pipelines of trained weights, kept between calls."""
 
 from __future__ import annotations
 
@@ -6,21 +6,17 @@ import logging
 import os
 import threading
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from hpe_fast.device import resolve_device
 from hpe_fast.models import load_checkpoint
+from hpe_fast.models.weight_files import DEFAULT_WEIGHTS, weight_paths
 from hpe_fast.pipeline.pipeline import PosePipeline, Poses
 
 logger = logging.getLogger("hpe_fast")
 
-#: What ``load()`` takes when it is given nothing.
-DEFAULT_WEIGHTS = "default"
-BUNDLED = Path(__file__).parent.parent / "weights"
-STAGES = ("hrnet", "lifter")
 #: Looks at a picture of which nobody said where the person is.
 LOOKS = 3
 #: Pipelines that ``infer`` keeps; each holds weights and graphs.
@@ -29,52 +25,6 @@ KEPT = 2
 _lock = threading.Lock()
 _pipelines: dict[tuple[str, str], PosePipeline] = {}
 _told = False
-
-
-def bundled_weights() -> list[str]:
-    """Names of the weights inside the package: pairs ``weights/NAME.hrnet.safetensors``, ``NAME.lifter.safetensors``.
-
-    Example:
-        >>> isinstance(bundled_weights(), list)
-        True
-    """
-    found = [path.name.removesuffix(".hrnet.safetensors") for path in BUNDLED.glob("*.hrnet.safetensors")]
-    return sorted(name for name in found if (BUNDLED / f"{name}.lifter.safetensors").is_file())
-
-
-def weight_paths(path_or_name: str | os.PathLike | None = None) -> tuple[Path, Path]:
-    """Files of the detector and of the lifter.
-
-    Args:
-        path_or_name: a run directory of ``python -m hpe_fast.train``, or a name from ``bundled_weights()``.
-            ``None``: the default of those.
-
-    Raises:
-        FileNotFoundError: there is no such directory or name, or a file is missing in it.
-
-    Example:
-        >>> weight_paths("no/such/run")
-        Traceback (most recent call last):
-        FileNotFoundError: weights 'no/such/run': neither a run directory nor ...
-    """
-    name = DEFAULT_WEIGHTS if path_or_name is None else os.fspath(path_or_name)
-    if Path(name).is_dir():
-        paths = [Path(name) / f"{stage}.safetensors" for stage in STAGES]
-        missing = [path.name for path in paths if not path.is_file()]
-        if missing:
-            raise FileNotFoundError(
-                f"run directory {name}: {' and '.join(missing)} missing; was it trained to the end?"
-            )
-        return paths[0], paths[1]
-    if name not in bundled_weights():
-        known = (
-            f"bundled weights ({', '.join(bundled_weights())})" if bundled_weights() else "bundled weights (none here)"
-        )
-        raise FileNotFoundError(
-            f"weights {name!r}: neither a run directory nor {known}. Train some with `python -m hpe_fast.train` and "
-            "pass the run directory, e.g. hpe_fast.load('runs/my-run')"
-        )
-    return BUNDLED / f"{name}.hrnet.safetensors", BUNDLED / f"{name}.lifter.safetensors"
 
 
 def load(
@@ -97,6 +47,7 @@ def load(
     Example:
         >>> import tempfile
         >>> from dataclasses import asdict
+        >>> from pathlib import Path
         >>> from hpe_fast.models import hrnet, lifter, save_checkpoint
         >>> from hpe_fast.ops import OFFICIAL
         >>> run = Path(tempfile.mkdtemp())

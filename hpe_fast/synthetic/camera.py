@@ -54,7 +54,8 @@ def random_shot(rng: np.random.Generator, person: np.ndarray, floor: float, size
     eye = centre + distance * np.array([np.cos(azimuth), np.sin(azimuth), 0])
     eye[2] = floor + _height(rng, free, distance)
     aim = centre + rng.normal(0, 1, 3) * [0.35, 0.35, 0.15] * min(1.0, distance / 4)
-    axes = _look(eye, aim, np.radians(rng.normal(0, 5.0 if free else 1.5)))
+    held = free and rng.random() < 0.3  # in a hand, askew
+    axes = _look(eye, aim, np.radians(rng.normal(0, 18.0 if held else 5.0 if free else 1.5)))
     focal = 1145.0 * (rng.uniform(0.5, 1.6) if free else rng.uniform(0.97, 1.03))
     middle = 500.0 + rng.normal(0, 8, 2)
     frame = Camera(eye, axes, np.array([focal, focal, *middle]))

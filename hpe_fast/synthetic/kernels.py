@@ -47,6 +47,7 @@ NECK = wp.constant(23)
 TROUSERS = wp.constant(24)
 SHOE = wp.constant(25)
 HAIRLINE = wp.constant(26)
+HEM = wp.constant(27)
 
 MODE_PICTURE = wp.constant(0)
 MODE_CLOTH = wp.constant(1)
@@ -316,7 +317,11 @@ def worn(material: wp.array2d(dtype=float), k: int, place: wp.vec3):
         which = 3
     elif trunk < material[k, WAIST] and trunk > material[k, TROUSERS] and arm < 0.05:
         which = 2
-    elif trunk >= material[k, WAIST] and trunk < material[k, NECK] and arm < material[k, SLEEVE]:
+    elif (
+        trunk >= wp.max(material[k, WAIST], material[k, HEM])
+        and trunk < material[k, NECK]
+        and arm < material[k, SLEEVE]
+    ):
         which = 1
     return which
 

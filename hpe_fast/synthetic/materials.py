@@ -29,8 +29,9 @@ COLUMNS = {
     "trousers": 24,
     "shoe": 25,
     "hairline": 26,
+    "hem": 27,
 }
-WIDTH = 27
+WIDTH = 28
 PICTURE, CLOTH, PLAIN, DRESSED = range(4)
 _PLAIN_CLOTH, _STRIPES, _CHECKS, _DOTS, _BLOTCHES, _BAND, _GRAIN, _TILES = range(8)
 _CLOTH_CHANCES = {_PLAIN_CLOTH: 0.55, _STRIPES: 0.12, _CHECKS: 0.09, _DOTS: 0.05, _BLOTCHES: 0.09, _BAND: 0.10}

@@ -42,6 +42,7 @@ for _side in ("Left", "Right"):
 _LIMBS = (("UpLeg", "Leg"), ("Leg", "Foot"), ("Arm", "ForeArm"), ("ForeArm", "Hand"))
 _ARM = ("Collar", "Shoulder", "Elbow", "Wrist")
 ARMS = tuple(side + joint for side in ("Left", "Right") for joint in _ARM)
+LEGS = tuple(side + joint for side in ("Left", "Right") for joint in ("Hip", "Knee", "Ankle", "Toe"))
 UPPER_BODY = ("lowerback", "Chest", "Chest2", "lowerneck", "Neck", "Head", *ARMS)
 _TO_FILE = np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]], float)  # z up to y up
 _AXES = "XYZ"
@@ -49,7 +50,9 @@ _AXES = "XYZ"
 _OFTEN: Mapping[str, float] = {"static": 5.5, "walk": 2.0}
 _CLIPS_IN_MEMORY = 256
 #: Poses no capture has: joints turned at random, the whole person turned over.
-_WILD_SHARE, _TILTED_SHARE = 0.1, 0.06
+_WILD_SHARE, _TILTED_SHARE, _LEANING_SHARE = 0.15, 0.06, 0.12
+#: How often a pose has arms, the whole upper body, or one leg of another frame.
+_MIXED_SHARES = {ARMS: 0.13, UPPER_BODY: 0.1, LEGS[:4]: 0.06, LEGS[4:]: 0.06}
 #: Actions whose captures leave the floor, which a person put on its lowest point would not show.
 AIRBORNE = ("jump", "run", "playground")
 
@@ -111,12 +114,12 @@ class MotionLibrary:
         return Draw(name, clip, number, clip.local[number], held)
 
     def pose(self, rng: np.random.Generator) -> Draw:
-        """A draw that was varied: arms of another frame, mirrored as a pose, joints turned by a few degrees."""
+        """A draw that was varied: limbs of other frames, mirrored as a pose, joints turned a little, leaning."""
         drawn = self.draw(rng)
         local = drawn.local
-        if rng.random() < 0.18:
-            other = self.draw(rng)
-            local = _mixed(drawn.clip, local, other, ARMS if rng.random() < 0.7 else UPPER_BODY)
+        for joints, share in _MIXED_SHARES.items():
+            if rng.random() < share:
+                local = _mixed(drawn.clip, local, self.draw(rng), joints)
         if rng.random() < 0.5:
             local = mirrored(drawn.clip, local)
         spread = rng.uniform(2, 9) if drawn.held else rng.uniform(1, 6)
@@ -124,9 +127,9 @@ class MotionLibrary:
             spread = rng.uniform(10, 22)
         local = _varied(rng, drawn.clip, local, spread)
         tilted = rng.random() < _TILTED_SHARE
-        if tilted:
+        if tilted or rng.random() < _LEANING_SHARE:
             axis = np.array([[rng.normal(), 0.3 * rng.normal(), rng.normal()]])
-            local[0] = axis_angle(axis, np.radians(rng.normal(0, 75, 1)))[0] @ local[0]
+            local[0] = axis_angle(axis, np.radians(rng.normal(0, 75 if tilted else 18, 1)))[0] @ local[0]
         return Draw(drawn.action, drawn.clip, drawn.frame, local, drawn.held, tilted)
 
     def _of_split(self, found: dict[str, list], split: str) -> dict[str, list]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hpe_fast.synthetic import materials
+from hpe_fast.synthetic import materials, paint
 from hpe_fast.synthetic.body import AGES, Body, Shape, random_phenotype, strongest
 from hpe_fast.synthetic.makehuman import TEXELS, Garment, read_texture
 from hpe_fast.synthetic.materials import CLOTH, DRESSED, PICTURE, PLAIN, material
@@ -23,7 +23,10 @@ _MEN_ONLY_HAIR, _WOMEN_ONLY_HAIR = ("short02", "short04"), ("bob01", "braid01", 
 _UNDER_A_HAT = ("short04",)
 #: Designs of painted clothes are numbers; a split has those that leave its number when divided by 8 (train the rest).
 _DESIGNS, _DESIGN_CLASSES = 1 << 30, 8
-_PAINTED_SHARE = 0.4
+#: MakeHuman's outfits, clothes painted on the body, and what is worn for sports and bathing (painted, tight, short).
+_STYLES = ("outfit", "street", "sports")
+_STYLE_SHARES, _STYLE_SHARES_IN_PAINT = (0.55, 0.27, 0.18), (0.0, 0.8, 0.2)
+_NO_HAIRLINE = paint.no_clothes()["hairline"]
 _SKIRT_SHARE, _SKIRT_RINGS, _SKIRT_AROUND = 0.3, 10, 36
 _GLOSS = {"skin": 0.05, "shoes": 0.06, "hair": 0.05}
 _BARE, _TOP, _TROUSERS, _SHOES, _HAIR = range(5)
@@ -86,24 +89,36 @@ class Wardrobe:
     def dress(self, rng: np.random.Generator, person: Person) -> tuple[list[Part], dict[str, str]]:
         """The clothed person as parts, the body first, and the names of what is worn."""
         outfits = self._outfits(person.female)
-        painted = not outfits or rng.random() < _PAINTED_SHARE
+        style = str(rng.choice(_STYLES, p=_STYLE_SHARES if outfits else _STYLE_SHARES_IN_PAINT))
         design = self._design(rng)
         mine = np.random.default_rng(design)
-        names = {"design": str(design), "skin": person.skin}
+        limits = self._limits(mine, style, person.female)
+        names = {"design": str(design), "skin": person.skin, "style": style}
         worn: dict[str, Garment] = {}
-        if not painted:
+        if style == "outfit":
             worn["outfit"] = outfits[rng.integers(len(outfits))]
         for kind, garment in self._extras(rng, person.female).items():
-            if garment is not None and not (kind == "shoes" and painted and rng.random() < 0.1):
+            barefoot = kind == "shoes" and (style == "sports" or (style == "street" and rng.random() < 0.1))
+            capped = kind in ("hair", "hat") and limits["hairline"] < _NO_HAIRLINE
+            if garment is not None and not (barefoot or capped):
                 worn[kind] = garment
         names |= {kind: garment.name for kind, garment in worn.items()}
         colour = materials.hair_colour(rng)
-        body = self._bare(rng, mine, person, worn, colour, painted)
+        body = self._bare(rng, mine, person, worn, colour, style, limits)
         parts = [body, *(self._part(mine, kind, worn[kind], person, colour) for kind in worn)]
-        if painted and person.female and mine.random() < _SKIRT_SHARE:
+        if style == "street" and person.female and mine.random() < _SKIRT_SHARE:
             parts.append(self._skirt(mine, person, body))
             names["skirt"] = "yes"
         return parts, names
+
+    def _limits(self, design: np.random.Generator, style: str, female: bool) -> dict[str, float]:
+        """Where painted clothes end, and painted hair where there is no other."""
+        limits = paint.no_clothes()
+        if style != "outfit":
+            limits |= paint.sportswear(design, female) if style == "sports" else paint.cuts(design, female)
+        if not self._worn["hair"] and limits["hairline"] == _NO_HAIRLINE and design.random() < 0.95:
+            limits["hairline"] = design.uniform(0.0, 0.08)
+        return limits
 
     def _design(self, rng: np.random.Generator) -> int:
         number = int(rng.integers(_DESIGNS // _DESIGN_CLASSES)) * _DESIGN_CLASSES
@@ -142,18 +157,15 @@ class Wardrobe:
         person: Person,
         worn: dict[str, Garment],
         hair: np.ndarray,
-        painted: bool,
+        style: str,
+        limits: dict[str, float],
     ) -> Part:
         """The body, without what clothes cover, with painted clothes where there are no others."""
         place = self._body.place[self._used]
-        limits = _no_clothes()
-        if painted:
-            limits |= _cuts(design, person.female)
-        if "shoes" in worn or not painted:
-            limits["shoe"] = -9.0
-        if not self._worn["hair"] and rng.random() < 0.95:
-            limits["hairline"] = design.uniform(0.0, 0.08)
-        swell = _swell(place, limits, design)
+        if "shoes" in worn:
+            limits = limits | {"shoe": -9.0}
+        swell = paint.swell(place, limits, style == "sports", design)
+        capped = style == "sports" and bool(self._worn["hair"])
         rows = [
             self._skin_material(rng, person, limits),
             *(
@@ -161,7 +173,9 @@ class Wardrobe:
                 for _ in range(2)
             ),
             material(PLAIN, colour=materials.cloth_colour(design), gloss=_GLOSS["shoes"]),
-            material(
+            material(PLAIN, **materials.cloth_fields(design))
+            if capped
+            else material(
                 PLAIN, colour=hair, second=hair * 0.6, pattern=4, period=0.01, duty=0.5, axis=np.ones(3), gloss=0.04
             ),
         ]
@@ -293,43 +307,6 @@ def _garment_material(rng: np.random.Generator, garment: Garment) -> np.ndarray:
     fields = materials.cloth_fields(rng)
     extra = {"detail": rng.uniform(0.4, 0.9), "median": garment.median, "keep": rng.uniform(0, 0.3)}
     return material(CLOTH, slot=garment.slot, folds=rng.uniform(0.0, 0.1), **fields, **extra)
-
-
-def _no_clothes() -> dict[str, float]:
-    return {"sleeve": -1.0, "waist": 9.0, "neck": -9.0, "trousers": 9.0, "shoe": -9.0, "hairline": 9.0}
-
-
-def _cuts(rng: np.random.Generator, female: bool) -> dict[str, float]:
-    """Where painted clothes end: sleeves along the arm, hem, neckline, trouser legs, shoes (see ``Body.place``)."""
-    sleeve = rng.choice(
-        [rng.uniform(0.08, 0.16), rng.uniform(0.18, 0.42), rng.uniform(0.5, 0.7), rng.uniform(0.9, 0.97)]
-    )
-    trousers = rng.choice(
-        [rng.uniform(-0.45, -0.2), rng.uniform(-0.65, -0.5), rng.uniform(-0.97, -0.85)], p=[0.25, 0.1, 0.65]
-    )
-    return {
-        "sleeve": float(sleeve),
-        "waist": float(rng.choice([rng.uniform(-0.12, 0.05), rng.uniform(0.05, 0.2)], p=[0.8, 0.2])),
-        "neck": float(rng.uniform(0.9 if female else 0.97, 1.06)),
-        "trousers": float(trousers),
-        "shoe": float(rng.uniform(-0.97, -0.88)),
-    }
-
-
-def _swell(place: np.ndarray, limits: dict[str, float], rng: np.random.Generator) -> np.ndarray:
-    """How far out painted cloth hangs from the skin, metres [N]: loose at hems, none where skin is bare."""
-    trunk, arm, scalp = place.T
-    baggy = rng.random() < 0.35
-    loose, wide = rng.uniform(0.006, 0.03 if baggy else 0.016), rng.uniform(0.005, 0.04 if baggy else 0.02)
-    top = (trunk >= limits["waist"]) & (trunk < limits["neck"]) & (arm < limits["sleeve"])
-    trousers = (trunk < limits["waist"]) & (trunk > limits["trousers"]) & (arm < 0.05)
-    near_hem = np.clip(1 - (trunk - limits["waist"]) / 0.3, 0, 1) * (arm < 0.05)
-    near_cuff = np.clip(1 - (limits["sleeve"] - arm) / 0.15, 0, 1) * (arm > 0.05)
-    out = np.where(top, loose * (0.7 + 0.7 * near_hem + 0.5 * near_cuff), 0.0)
-    down = np.clip(-trunk, 0, 1)
-    out = np.where(trousers, 0.005 + wide * down, out)
-    out = np.where(trunk < limits["shoe"], 0.007, out)
-    return np.where(scalp > limits["hairline"], 0.012 + 0.01 * np.clip(scalp, 0, 1), out).astype(np.float32)
 
 
 __all__ = ["Person", "Wardrobe"]

@@ -105,6 +105,9 @@ class DetectorConfig:
     """Pictures of a rank at a time; --accumulate and the number of ranks multiply it."""
     epochs: int = 12
     """Passes over the training pictures."""
+    start: str | None = None
+    """Weights to start from instead of random ones: a run directory, `default` (the bundled ones), or a file: ours,
+    official HRNet's or SimpleBaseline's, mmpose's, or ImageNet's (all but the heatmap layer)."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """How the weights move."""
 
@@ -149,6 +152,9 @@ class LifterConfig:
     """Poses of a rank at a time; --accumulate and the number of ranks multiply it."""
     epochs: int = 180
     """Passes over the training poses."""
+    start: str | None = None
+    """Weights to start from instead of random ones, with their normalisation: a run directory, `default` (the bundled
+    ones), or a file of ours."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """How the weights move."""
 

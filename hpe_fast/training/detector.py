@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +16,8 @@ from hpe_fast.data.loader import ImageLoader
 from hpe_fast.data.store import PoseStore
 from hpe_fast.device import fast_dtype
 from hpe_fast.evaluate import Detections, detect, detection_errors
-from hpe_fast.models import build_model, save_checkpoint
+from hpe_fast.models import build_model, load_checkpoint, save_checkpoint
+from hpe_fast.models.weight_files import weight_file
 from hpe_fast.ops import (
     IMAGENET,
     PAPER_NORMALIZATION,
@@ -32,6 +34,8 @@ from hpe_fast.training.graph import GraphedStep
 from hpe_fast.training.optimizer import Update
 from hpe_fast.training.supervision import backward
 
+logger = logging.getLogger("hpe_fast.train")
+
 NORMALIZATIONS: dict[str, Normalization] = {"imagenet": IMAGENET, "paper": PAPER_NORMALIZATION}
 
 
@@ -41,6 +45,19 @@ def build_detector(config: DetectorConfig) -> nn.Module:
     if config.supervise_stages:
         model["supervise_stages"] = True
     return build_model(model)
+
+
+def start_from(model: nn.Module, weights: str | None, stage: str) -> bool:
+    """Load the weights that a stage starts from, if any; whether there are some.
+
+    Raises:
+        FileNotFoundError, CheckpointError: they are not there, or not this network's.
+    """
+    if weights is not None:
+        path = weight_file(weights, stage)
+        load_checkpoint(path, model)
+        logger.info("%s: starts from %s", stage, path)
+    return weights is not None
 
 
 def make_loader(
@@ -102,7 +119,9 @@ class DetectorStage:
         self.codec, self.normalization = codec_of(detector), NORMALIZATIONS[detector.normalization]
         self.amp_dtype = fast_dtype(device) if config.amp else torch.float32
         torch.manual_seed(config.seed)
-        self.model = build_detector(detector).to(device, memory_format=torch.channels_last)
+        self.model = build_detector(detector)
+        start_from(self.model, detector.start, self.name)
+        self.model = self.model.to(device, memory_format=torch.channels_last)
         if config.sync_bn:
             self.model = synchronize_batch_norm(self.model, ranks)
         self.update = Update(detector.optimizer, self.model, ranks)

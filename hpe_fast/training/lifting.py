@@ -21,7 +21,7 @@ from hpe_fast.skeleton import FLIP_PERMUTATION, JOINTS, NUM_JOINTS
 from hpe_fast.training.checkpoint import fingerprint
 from hpe_fast.training.config import LifterConfig, TrainConfig
 from hpe_fast.training.dense import forward_dense
-from hpe_fast.training.detector import shared_settings, split
+from hpe_fast.training.detector import shared_settings, split, start_from
 from hpe_fast.training.distributed import Ranks, synchronize_batch_norm
 from hpe_fast.training.graph import GraphedStep
 from hpe_fast.training.optimizer import Update
@@ -162,7 +162,8 @@ class LifterStage:
         self.amp_dtype = fast_dtype(self.device) if config.amp else torch.float32
         torch.manual_seed(config.seed + 1)
         self.model = build_lifter(width=lifter.width, blocks=lifter.blocks, dropout=lifter.dropout).to(self.device)
-        self.model.fit_statistics(*self._statistics_sample())
+        if not start_from(self.model, lifter.start, self.name) or "warning" in self.model.metadata:
+            self.model.fit_statistics(*self._statistics_sample())  # else they belong to the weights
         synchronized = config.sync_bn and ranks.world > 1
         if synchronized:
             self.model = synchronize_batch_norm(self.model, ranks)
