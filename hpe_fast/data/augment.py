@@ -168,17 +168,17 @@ MILD_AUGMENTATION = Augmentation(
     saturation=(0.7, 1.4),
 )
 ROBUST_AUGMENTATION = Augmentation(
-    rotation=20.0,
+    rotation=30.0,
     rotation_probability=0.6,
-    scale=0.2,
+    scale=0.25,
     flip_probability=0.5,
     color_probability=0.6,
     brightness=0.15,
     hue=0.05,
     contrast=(0.6, 1.5),
     saturation=(0.4, 1.6),
-    noise=0.02,
-    occluders=2,
+    noise=0.03,
+    occluders=3,
     occluder_probability=0.25,
 )
 NO_AUGMENTATION = Augmentation()
