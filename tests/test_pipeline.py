@@ -647,3 +647,42 @@ def test_graphs_are_kept_up_to_a_limit_and_hand_out_copies(monkeypatch):
     assert cuda.captures == 3, "the one used last was kept"
     graphs(torch.tensor([1.0, 2.0]), 3)
     assert cuda.captures == 4, "the one not used for longest was dropped"
+
+
+def test_boxes_in_some_pictures_of_a_batch_are_cut_from_those(run):
+    """Two equal boxes in the first picture, none in the second, one in the third."""
+    pictures = np.random.default_rng(0).integers(0, 255, (3, 96, 96, 3), np.uint8)
+    box = [10, 10, 60, 60]
+    boxes = [np.array([box, box]), np.zeros((0, 4)), np.array([box])]
+    batch = infer(pictures, boxes, weights=run, device="cpu")
+    single = infer(list(pictures), boxes, weights=run, device="cpu")
+    assert batch.image_index.tolist() == [0, 0, 2]
+    assert torch.equal(batch.keypoints, single.keypoints)
+
+
+@pytest.mark.parametrize("option", [{"padding": float("inf")}, {"padding": 0}, {"refine": "half"}])
+def test_bad_options_are_refused_at_once(option):
+    with pytest.raises(ValueError, match=next(iter(option))):
+        PosePipeline(NETWORKS["hrnet"](), NETWORKS["lifter"](), "cpu", **option)
+
+
+def test_networks_for_other_joints_are_refused_at_once():
+    for networks in (
+        (models.hrnet(width=8, modules=(1, 1, 1), blocks=1, joints=16), NETWORKS["lifter"]()),
+        (NETWORKS["hrnet"](), models.lifter(width=16, in_joints=16)),
+        (NETWORKS["hrnet"](), models.lifter(width=16, out_joints=16)),
+    ):
+        with pytest.raises(ValueError, match="joints 16; want the 17"):
+            PosePipeline(*networks, "cpu")
+
+
+def test_a_long_thin_picture_needs_no_square(monkeypatch):
+    """2 x 40,000 pixels: 5 GB as a padded square."""
+    largest = []
+    real = torch.nn.functional.pad
+    monkeypatch.setattr(torch.nn.functional, "pad", lambda t, p: largest.append(real(t, p)) or largest[-1])
+    for shape in ((2, 40_000), (40_000, 2)):
+        crop = whole_crop(shape, (64, 64))
+        cut = resample(torch.full((1, *shape, 3), 200, dtype=torch.uint8), crop, (64, 64))
+        assert cut.shape == (1, 64, 64, 3)
+    assert max(t.numel() for t in largest) < 10_000_000

@@ -22,6 +22,8 @@ MUCH_SMALLER = 0.8
 FEWEST_JOINTS = 4
 #: Pixels that are converted to float at a time where uint8 cannot be resampled as it is: 12 bytes each.
 PIXELS_AT_ONCE = 2**24
+#: Pixels of a padded crop that are held at a time.
+PIXELS_PADDED = 2**26
 
 
 def box_crops(boxes: Tensor, size: tuple[int, int], padding: float = PADDING) -> Tensor:
@@ -135,11 +137,27 @@ def resample(pictures: Tensor, crop: Tensor, size: tuple[int, int]) -> Tensor:
         return pictures.new_zeros(len(pictures), *size, 3)
     missing = (max(-x, 0), max(x + width - columns, 0), max(-y, 0), max(y + height - rows, 0))
     region = region.movedim(3, 1)
-    if any(missing):
+    if width * height > PIXELS_PADDED and any(missing):
+        region = _padded_thin(region, missing, size)
+    elif any(missing):
         region = F.pad(region, missing)
-    if (height, width) != tuple(size):
+    if region.shape[2:] != tuple(size):
         region = _resize(region, size)
     return region.movedim(1, 3).contiguous()
+
+
+def _padded_thin(region: Tensor, missing: tuple[int, int, int, int], size: tuple[int, int]) -> Tensor:
+    """With black around it, one axis at its size before the other is padded: 2 x 40,000 px need no square of 5 GB.
+
+    Not so for all, since rounding between the axes costs up to a grey level.
+    """
+    left, right, top, bottom = missing
+    beside, above = (left, right, 0, 0), (0, 0, top, bottom)
+    if left + right > top + bottom:
+        region = F.pad(region, above)
+        return F.pad(_resize(region, (size[0], region.shape[3])), beside)
+    region = F.pad(region, beside)
+    return F.pad(_resize(region, (region.shape[2], size[1])), above)
 
 
 def _resize(pictures: Tensor, size: tuple[int, int]) -> Tensor:

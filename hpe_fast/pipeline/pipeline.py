@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
@@ -126,13 +127,15 @@ class PosePipeline:
     ) -> None:
         self.device = resolve_device(device)
         self.dtype = _float_dtype(dtype, self.device)
-        if not padding > 0:
+        if not 0 < padding < math.inf:
             raise ValueError(f"padding must be a positive number, got {padding!r}")
         self.metadata = {"detector": _metadata("detector", detector), "lifter": _metadata("lifter", lifter)}
+        _check_joints(detector, lifter)
         self.codec = codec or _from_metadata(HeatmapCodec, self.metadata["detector"].get("codec"), OFFICIAL)
         self.normalization = normalization or _from_metadata(
             Normalization, self.metadata["detector"].get("normalization"), IMAGENET
         )
+        decode_heatmaps(torch.zeros(0, NUM_JOINTS, *self.codec.heatmap_size), self.codec, refine=refine)  # refuses it
         self.refine = refine
         self.padding = padding
         self.image_size: tuple[int, int] = self.codec.image_size
@@ -300,7 +303,8 @@ class PosePipeline:
     def _cut(self, pictures: Pictures, crops: Tensor, owner: Tensor) -> Tensor:
         """The crops as uint8 ``[N, h, w, 3]`` on the device; a picture with several people is moved there once."""
         first, last = int(owner[0]), int(owner[-1])
-        if isinstance(pictures, Tensor) and len(owner) == last - first + 1 and (crops == crops[0]).all():
+        one_each = torch.equal(owner, torch.arange(first, last + 1))
+        if isinstance(pictures, Tensor) and one_each and (crops == crops[0]).all():
             return resample(pictures[first : last + 1].to(self.device), crops[0], self.image_size)
         cut, current, picture = [], -1, None
         for crop, index in zip(crops, owner.tolist(), strict=True):
@@ -321,6 +325,8 @@ class PosePipeline:
             flip_permutation=FLIP_PERMUTATION if flip_test else None,
         )
         joints3d = self._lifter(unit_crop(coords, self.image_size)).float()
+        if joints3d.shape[1:] != (NUM_JOINTS, 3):
+            raise ValueError(f"the lifter gave joints {list(joints3d.shape)}; want [N, {NUM_JOINTS}, 3]")
         return (coords, scores, joints3d, heatmaps.float()) if return_heatmaps else (coords, scores, joints3d)
 
     def _mirrored(self, images: Tensor) -> Tensor:
@@ -393,6 +399,15 @@ def _metadata(name: str, model: nn.Module) -> dict[str, Any]:
     if "warning" in metadata:
         warnings.warn(f"{name}: {metadata['warning']}", stacklevel=3)
     return metadata
+
+
+def _check_joints(detector: nn.Module, lifter: nn.Module) -> None:
+    """Networks of this package say how many joints they are for; of others the shapes are seen at the first call."""
+    for name, model, keys in (("detector", detector, ("joints",)), ("lifter", lifter, ("in_joints", "out_joints"))):
+        config = getattr(model, "config", {})
+        for key in keys:
+            if config.get(key, NUM_JOINTS) != NUM_JOINTS:
+                raise ValueError(f"{name} has {key} {config[key]}; want the {NUM_JOINTS} of hpe_fast.skeleton.JOINTS")
 
 
 def _from_metadata(kind: type, values: dict[str, Any] | None, default: Any) -> Any:

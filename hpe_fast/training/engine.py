@@ -16,6 +16,7 @@ from hpe_fast.training.distributed import Ranks
 from hpe_fast.training.optimizer import Update, learning_rate
 
 LINES = 20  # of text a stage, about
+TELL_SECONDS = 60  # between lines where no progress bar is seen
 LOG_EVERY = 20  # steps between reads of the loss: the only host synchronisation of the loop
 
 
@@ -141,7 +142,7 @@ class Fit:
         if resume and self.state_path.exists():
             self.progress = restore_state(self.state_path, stage.model, stage.update, stage.settings, self.ranks)
             log(f"{stage.name}: resumed at epoch {self.progress.epoch}, step {self.progress.step}")
-        self._saved_at = time.monotonic()
+        self._saved_at = self._told_at = time.monotonic()
 
     def run(self) -> Progress:
         """Train; returns where the stage ended."""
@@ -188,7 +189,7 @@ class Fit:
 
         description = f"{self.stage.name} {self.progress.epoch + 1}/{self.stage.epochs}"
         total, start = self.stage.steps_per_epoch, self.progress.iteration
-        # disable=None: no bar where nobody looks (a file, a pipe); the lines of _end_epoch are there in any case.
+        # disable=None: no bar where nobody looks (a file, a pipe); _log and _end_epoch write lines.
         hidden = None if self.ranks.main else True
         with tqdm(
             batches, desc=description, total=total, initial=start, leave=False, dynamic_ncols=True, disable=hidden
@@ -200,7 +201,12 @@ class Fit:
         progress.loss = loss
         wait = progress.wait_seconds / max(progress.seconds, 1e-9)
         speed = progress.samples / max(progress.seconds, 1e-9)
-        self._tqdm.set_postfix_str(f"loss {loss:.4g}, {speed:.0f}/s, wait {wait:.0%}")
+        text = f"loss {loss:.4g}, {speed:.0f}/s, wait {wait:.0%}"
+        self._tqdm.set_postfix_str(text)
+        if self._tqdm.disable and time.monotonic() - self._told_at > TELL_SECONDS:
+            steps = self.stage.epochs * self.stage.steps_per_epoch
+            self.log(f"{self.stage.name} step {progress.step}/{steps}: {text}")
+            self._told_at = time.monotonic()
         if self.writer is not None:
             for name, value in (("loss", loss), ("learning_rate", rate), ("samples_per_s", speed), ("data_wait", wait)):
                 self.writer.add_scalar(f"{self.stage.name}/{name}", value, progress.step)
