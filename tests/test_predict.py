@@ -3,6 +3,8 @@
 import csv
 import gzip
 import json
+import os
+import shutil
 from dataclasses import asdict
 
 import cv2
@@ -305,7 +307,7 @@ def test_boxes_of_files_that_are_not_there_are_told(run, media, tmp_path, capsys
     boxes = tmp_path / "boxes.csv"
     boxes.write_bytes("\ufefffile, x, y, width, height\na.jpg,1,1,30,30\nb.jpg,1,1,30,30\n".encode())
     assert call(run, media / "a.jpg", "--out", tmp_path / "out", "--boxes", boxes, "--no-draw") == 0
-    assert "boxes of files that were not looked at: b.jpg" in capsys.readouterr().err
+    assert "boxes of what was not looked at: b.jpg" in capsys.readouterr().err
     for name, content in (("latin.csv", b"file,x,y,width,height\n\xe4.jpg,1,1,2,2\n"), ("latin.json", b'{"\xe4": []}')):
         (tmp_path / name).write_bytes(content)
         assert call(run, media / "a.jpg", "--out", tmp_path / "out", "--boxes", tmp_path / name) == 2
@@ -367,3 +369,32 @@ def test_pictures_that_would_fill_the_memory_are_refused(run, media, tmp_path):
 
 def test_what_is_not_finite_is_null_in_json():
     assert predict.writers._rounded(np.array([[1.23456, np.nan], [np.inf, 2]]), 2) == [[1.23, None], [None, 2.0]]
+
+
+def test_boxes_by_frame_are_for_videos_and_others_for_pictures(run, media, tmp_path, capsys):
+    boxes = {"a.jpg": {"0": [[1, 1, 30, 30]]}, "walk.mp4": [[1, 1, 30, 30]]}
+    path = tmp_path / "boxes.json"
+    path.write_text(json.dumps(boxes))
+    out = tmp_path / "out"
+    assert call(run, media / "a.jpg", media / "walk.mp4", "--out", out, "--boxes", path, "--no-draw") == 1
+    failed = json.loads((out / "predictions.json").read_text())["failed"]
+    assert "a picture, but" in failed[0]["reason"]
+    assert "a video, but" in failed[1]["reason"]
+    path.write_text(json.dumps({"walk.mp4": {"0": [[1, 1, 30, 30]], "77": [[1, 1, 30, 30]]}}))
+    capsys.readouterr()
+    assert call(run, media / "walk.mp4", "--out", out, "--boxes", path, "--no-draw") == 0
+    assert "not looked at: walk.mp4 frame 77" in capsys.readouterr().err
+
+
+def test_names_as_long_as_a_file_system_allows_and_of_any_bytes(run, media, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    shutil.copy(media / "a.jpg", folder / ("n" * 251 + ".jpg"))
+    bad = os.fsencode(folder) + b"/\xe4.jpg"
+    with open(bad, "wb") as file:
+        file.write(b"no picture")
+    shutil.copy(media / "a.jpg", os.fsencode(folder) + b"/\xf6.jpg")
+    arguments = [str(folder), "--out", str(tmp_path / "out"), "--weights", str(run), "--format", "json", "csv", "coco"]
+    assert predict.main(arguments) == 1
+    assert os.fsencode(folder) + b"/\xe4.jpg: " in (tmp_path / "out" / "failed.txt").read_bytes()
+    assert len(list((tmp_path / "out" / "annotated").iterdir())) == 2

@@ -248,7 +248,9 @@ def _saved(image: np.ndarray, path: PathLike | None) -> np.ndarray:
 
     if Path(path).suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise ValueError(f"path must end in .png or .jpg, got {os.fspath(path)!r}")
-    with atomic_path(path) as temporary:
-        if not cv2.imwrite(str(temporary), cv2.cvtColor(image, cv2.COLOR_RGB2BGR)):
-            raise OSError(f"{os.fspath(path)}: OpenCV could not write the picture")
+    done, content = cv2.imencode(Path(path).suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    if not done:
+        raise OSError(f"{os.fspath(path)}: OpenCV could not encode the picture")
+    with atomic_path(path) as temporary:  # not imwrite, which dies of a name that is not UTF-8
+        content.tofile(temporary)
     return image

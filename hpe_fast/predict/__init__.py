@@ -3,7 +3,8 @@
 In DIR: ``annotated/`` (every picture or video with its skeletons), ``predictions.json``, ``predictions.csv`` and
 ``coco.json`` as ``--format`` asks (see ``hpe_fast.predict.writers`` for what they hold), ``poses.html`` with ``--view``
 (the 3D poses, to turn with the mouse), and ``failed.txt``, the files that could not be read, if there are any. Exit
-codes: 0 done, 1 some files failed, 2 nothing could be done, 130 interrupted (what was found until then is written).
+codes: 0 done, 1 files failed, 2 there is nothing to look at, or an option or the output is wrong, 130 interrupted (what
+was found until then is written).
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ __all__ = ["PredictConfig", "main", "predict"]
 
 #: Bytes of pixels held at a time.
 CHUNK_BYTES = 2**29
+#: Unused boxes that are named.
+LISTED = 10
 
 
 @dataclass(frozen=True)
@@ -131,8 +134,9 @@ def predict(config: PredictConfig, pipeline: PosePipeline) -> Failures:
         frames = _frames_of_all(sources, boxes, config, failures)
         _look(frames, pipeline, config, writers)
     _list_failures(config.out / "failed.txt", failures)
-    if boxes is not None and boxes.unused:
-        print(f"{config.boxes}: boxes of files that were not looked at: {', '.join(boxes.unused)}", file=sys.stderr)
+    if boxes is not None and (unused := boxes.unused):
+        more = f" and {len(unused) - LISTED} more" if len(unused) > LISTED else ""
+        print(f"{config.boxes}: boxes of what was not looked at: {', '.join(unused[:LISTED])}{more}", file=sys.stderr)
     return failures
 
 
@@ -190,6 +194,7 @@ def _chunks(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
 def _list_failures(path: Path, failures: Failures) -> None:
     if failures:
         with atomic_path(path) as temporary:
-            temporary.write_text("".join(f"{file}: {reason}\n" for file, reason in failures.items()))
+            text = "".join(f"{file}: {reason}\n" for file, reason in failures.items())
+            temporary.write_text(text, encoding="utf-8", errors="surrogateescape")  # names may be any bytes
     else:
         path.unlink(missing_ok=True)

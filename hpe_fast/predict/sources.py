@@ -71,24 +71,29 @@ class BoxTable:
             raise ValueError(f"--boxes {path}: must end in .json or .csv")
         self._boxes = read(path)
         self._files = {file for file, _ in self._boxes}
-        self._used: set[str] = set()
+        self._used: set[tuple[str, int | None]] = set()
 
     def of(self, file: str, number: int | None) -> Tensor:
         """Boxes ``[P, 4]`` float64 of a picture or frame; a frame that is not listed shows nobody.
 
         Raises:
-            ValueError: the file is not listed.
+            ValueError: the file is not listed, a video without frames, or a picture with some.
         """
         name = file if file in self._files else Path(file).name
         if name not in self._files:
             raise ValueError(f"not in {self.path}")
-        self._used.add(name)
+        if number is None and (name, None) not in self._boxes:
+            raise ValueError(f"a picture, but {self.path} gives its boxes by frame")
+        if number is not None and (name, None) in self._boxes:
+            raise ValueError(f"a video, but {self.path} gives boxes of it without frames")
+        self._used.add((name, number))
         return torch.tensor(self._boxes.get((name, number), []), dtype=torch.float64).reshape(-1, 4)
 
     @property
     def unused(self) -> list[str]:
-        """Files listed that nobody asked for: most likely misspelt."""
-        return sorted(self._files - self._used)
+        """Files, and frames of videos, that are listed and nobody asked for: most likely misspelt."""
+        left = sorted(self._boxes.keys() - self._used, key=str)
+        return [file if number is None else f"{file} frame {number}" for file, number in left]
 
 
 Boxes = dict[tuple[str, int | None], list[list[float]]]
@@ -218,6 +223,10 @@ def _video(source: str) -> Iterator[tuple[np.ndarray, float]]:
     import cv2
 
     camera = source.startswith(CAMERA)
+    try:
+        source.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("a name that is not UTF-8, by which OpenCV cannot open a video") from error
     if not camera and Path(source).stat().st_size == 0:
         raise ValueError("an empty file")
     capture = cv2.VideoCapture(_camera(source) if camera else source)
