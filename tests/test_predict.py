@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageOps
 
 from hpe_fast import models, predict
 from hpe_fast.ops import OFFICIAL
@@ -172,9 +173,11 @@ def test_ctrl_c_keeps_what_was_found(run, media, tmp_path, monkeypatch):
             yield frame
 
     monkeypatch.setattr(predict, "read_frames", interrupted)
+    (tmp_path / "failed.txt").write_text("of an earlier run")
     assert call(run, media / "walk.mp4", "--out", tmp_path, "--batch-size", 1) == 130
     assert len(json.loads((tmp_path / "predictions.json").read_text())["images"]) == 2
     assert len(list(read_frames(str(tmp_path / "annotated" / "walk.mp4")))) == 2
+    assert not (tmp_path / "failed.txt").exists()
 
 
 def test_an_error_leaves_nothing_half_written(run, media, tmp_path, monkeypatch):
@@ -195,6 +198,18 @@ def test_pictures_are_turned_as_their_camera_was(tmp_path):
     (tmp_path / "turned.jpg").write_bytes(data.tobytes()[:2] + segment + data.tobytes()[2:])
     (frame,) = read_frames(str(tmp_path / "turned.jpg"))
     assert frame.image.shape == (30, 20, 3)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("size", [(20, 30), (24, 24)])
+def test_transparent_pictures_are_turned_with_their_alpha(tmp_path, orientation, size):
+    rgba = np.random.default_rng(0).integers(0, 256, (*size, 4), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(rgba).save(tmp_path / "a.png", exif=exif)
+    turned = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "a.png"))).astype(float)
+    (frame,) = read_frames(str(tmp_path / "a.png"))
+    np.testing.assert_allclose(frame.image, turned[..., :3] * turned[..., 3:] / 255, atol=0.51)
 
 
 def test_every_kind_of_picture(tmp_path):

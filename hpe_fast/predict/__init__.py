@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
         pipeline = load(config.weights, config.device)
         failures = predict(config, pipeline)
     except KeyboardInterrupt:
-        print("interrupted; what was found until then is written", file=sys.stderr)
+        print("interrupted; what was found until then, if anything, is written", file=sys.stderr)
         return 130
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -130,10 +130,10 @@ def predict(config: PredictConfig, pipeline: PosePipeline) -> Failures:
     if not sources:
         raise ValueError(f"nothing to look at: {failures or 'no INPUT'}")
     with ExitStack() as stack:
+        stack.callback(_list_failures, config.out / "failed.txt", failures)
         writers = _writers(config, pipeline, failures, stack)
         frames = _frames_of_all(sources, boxes, config, failures)
         _look(frames, pipeline, config, writers)
-    _list_failures(config.out / "failed.txt", failures)
     if boxes is not None and (unused := boxes.unused):
         more = f" and {len(unused) - LISTED} more" if len(unused) > LISTED else ""
         print(f"{config.boxes}: boxes of what was not looked at: {', '.join(unused[:LISTED])}{more}", file=sys.stderr)

@@ -201,15 +201,30 @@ def _read_picture(path: Path) -> np.ndarray:
         raise ValueError("an empty file")
     try:
         picture = cv2.imdecode(content, cv2.IMREAD_COLOR)
-        whole = cv2.imdecode(content, cv2.IMREAD_UNCHANGED) if path.suffix.lower() in WITH_ALPHA else None
+        alpha = _read_alpha(content, picture) if path.suffix.lower() in WITH_ALPHA and picture is not None else None
     except cv2.error as error:
         raise ValueError(f"not a picture that OpenCV can read: {error.err}") from error
     if picture is None:
         raise ValueError("not a picture that OpenCV can read (8 or 16 bits a channel)")
-    if whole is not None and whole.ndim == 3 and whole.shape[2] == 4 and whole.shape[:2] == picture.shape[:2]:
-        alpha = whole[..., 3:].astype(np.float32) / np.iinfo(whole.dtype).max
+    if alpha is not None:
         picture = np.rint(picture * alpha).astype(np.uint8)  # over black, as the pipeline lays RGBA
     return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+
+
+def _read_alpha(content: np.ndarray, picture: np.ndarray) -> np.ndarray | None:
+    """Opacity, float32 [H, W, 1], turned as the picture was by its EXIF orientation, which OpenCV tells nobody."""
+    import cv2
+
+    whole = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
+    if whole is None or whole.ndim != 3 or whole.shape[2] != 4:
+        return None
+    alpha = whole[..., 3:].astype(np.float32) / np.iinfo(whole.dtype).max
+    unturned = cv2.imdecode(content, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    for quarters in range(4):
+        for mirror in (slice(None), slice(None, None, -1)):
+            if np.array_equal(np.rot90(unturned[:, mirror], quarters), picture):
+                return np.rot90(alpha[:, mirror], quarters)
+    return None
 
 
 def _camera(source: str) -> int:
