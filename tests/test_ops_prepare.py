@@ -198,6 +198,7 @@ def test_operator_and_twin_draw_the_same_numbers(device):
     assert (got - wanted).abs().max() < 5e-5  # 1e-5 of the noise, divided by std 0.225
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_cpu_and_cuda_draw_the_same_numbers():
     images = some_images(3, 64, 65)

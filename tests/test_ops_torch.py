@@ -17,7 +17,6 @@ from hpe_fast.skeleton import FLIP_PERMUTATION
 
 OPERATORS = torch.ops.hpe_fast
 SMALL = OFFICIAL.resized((20, 28), (5, 7))
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 
 
 def small_heatmaps(device="cpu", dtype=torch.float32, memory_format=torch.contiguous_format):
@@ -303,7 +302,8 @@ def test_calls_from_many_threads_agree():
             assert_same(result, call(codec))
 
 
-@needs_cuda
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 class TestCuda:
     def test_kernels_are_there(self):
         if native.backend_name() == "auto":
