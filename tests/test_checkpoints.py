@@ -394,3 +394,36 @@ class TestBadFiles:
     def test_no_such_file(self, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"nowhere\.pth"):
             load_checkpoint(tmp_path / "nowhere.pth")
+
+
+def test_foreign_safetensors_have_a_format_of_their_own(tmp_path):
+    """Other writers put {"format": "pt"} there."""
+    model = lifter(width=8)
+    save_file(model.state_dict(), tmp_path / "a.safetensors", metadata={"format": "pt"})
+    assert load_checkpoint(tmp_path / "a.safetensors").config["width"] == 8
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda t: t * float("nan"),
+        lambda t: t.to(torch.complex64),
+        lambda t: t.to(torch.int8),
+        lambda t: t.to("meta"),
+        lambda t: t.to_sparse(),
+        lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8),
+    ],
+)
+def test_weights_that_are_no_real_numbers_are_refused(spoil):
+    state = lifter(width=8).state_dict()
+    state["w1.weight"] = spoil(state["w1.weight"])
+    with pytest.raises(CheckpointError, match=r"1 that are no real numbers \(w1\.weight\)"):
+        load_checkpoint(state)
+
+
+def test_no_advice_to_unpickle_what_is_refused(tmp_path):
+    (tmp_path / "junk.pth").write_bytes(b"\x80\x02junk")
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(tmp_path / "junk.pth")
+    assert "weights_only" not in str(caught.value)

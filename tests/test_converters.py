@@ -50,7 +50,7 @@ def test_eth_of_the_paper(tmp_path):
     train, valid = converted("eth", tmp_path / "src", tmp_path, ConvertOptions(size=48, quality=100, workers=1))
     assert (len(train), set(train.subject), set(valid.subject)) == (8, {"S1", "S5"}, {"S6"})
     assert (train.action[0], train.camera[0], train.frame[3], train.name[1]) == (
-        *("Eat_1", "54138969", 4),
+        *("Eat", "54138969", 4),
         "S1_Walk.54138969_000002.jpg",
     )
     np.testing.assert_allclose(train.pose2d, (everyone.pose2d[:8] + 0.5) * 0.75 - 0.5, atol=1e-4)

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 from dataclasses import asdict
 
 import cv2
@@ -472,3 +473,21 @@ def test_ctrl_c_writes_nothing(run, tmp_path, capsys, monkeypatch):
     assert call(run, store, "--json", tmp_path / "e.json") == 130
     assert "interrupted" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["a.h5"]
+
+
+def test_two_outputs_are_not_one_file(run, store_path, tmp_path, capsys):
+    out = str(tmp_path / "errors")
+    assert main(["--data", str(store_path), "--weights", str(run), "--json", out, "--csv", out]) == 2
+    assert "is the file of --json as well" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_pictures_must_be_square_and_networks_for_these_joints(run, make_store, tmp_path, capsys):
+    wide = make_store(size=(64, 96))
+    assert main(["--data", str(wide), "--weights", str(run)]) == 2
+    assert "pictures of 96 x 64 px" in capsys.readouterr().err
+    shutil.copytree(run, tmp_path / "coco")
+    for about, text in (({"joint_order": "coco17"}, "'coco17' order"), ({"codec": 7}, "holds no HeatmapCodec")):
+        models.save_checkpoint(tmp_path / "coco/hrnet.safetensors", models.hrnet(8, modules=(1, 1, 1), blocks=1), about)
+        assert main(["--data", str(make_store()), "--weights", str(tmp_path / "coco")]) == 2
+        assert text in capsys.readouterr().err

@@ -104,6 +104,19 @@ class PoseStore:
     def __len__(self) -> int:
         return len(self.pose2d)
 
+    def require_square(self) -> None:
+        """Refuse pictures that are no squares: networks are trained and measured on squares here.
+
+        Raises:
+            DataError: naming file and size.
+        """
+        height, width = self.image_size
+        if height != width:
+            raise DataError(
+                f"{self.path}: pictures of {width} x {height} px; training and evaluation take square ones: cut square "
+                "crops, as the converters do"
+            )
+
     def __repr__(self) -> str:
         kind = "pictures" if self.has_images else "poses only"
         return f"PoseStore({str(self.path)!r}: {len(self)} rows, {self.image_size[0]}x{self.image_size[1]}, {kind})"

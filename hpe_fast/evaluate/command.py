@@ -23,8 +23,8 @@ from hpe_fast.evaluate.tables import report_csv, report_json, report_text
 from hpe_fast.files import atomic_path
 from hpe_fast.models import load_checkpoint
 from hpe_fast.models.weight_files import weight_paths
-from hpe_fast.ops import IMAGENET, OFFICIAL, HeatmapCodec, Normalization
 from hpe_fast.pipeline import PosePipeline
+from hpe_fast.pipeline.settings import detector_settings, metadata_of
 
 
 @dataclass(frozen=True)
@@ -129,12 +129,15 @@ def outputs(wanted: dict[str, Path | None]) -> Iterator[dict[str, Path]]:
         OSError: a file cannot be written there; the option is named.
     """
     with ExitStack() as stack:
-        files = {}
+        files, places = {}, {}
         for option, path in wanted.items():
             if path is None:
                 continue
             if path.is_dir():
                 raise IsADirectoryError(f"{option} {path}: is a folder, a file is wanted")
+            if path.absolute() in places:
+                raise ValueError(f"{option} {path}: is the file of {places[path.absolute()]} as well")
+            places[path.absolute()] = option
             try:
                 files[option] = stack.enter_context(atomic_path(path))
             except OSError as error:
@@ -162,12 +165,10 @@ def evaluate_weights(config: EvaluateConfig) -> Measured:
     paths = weight_paths(config.weights)
     store = open_store(config.data)
     detector, lifter = (load_checkpoint(path).to(device) for path in paths)
-    codec, normalization = (
-        _kind(HeatmapCodec, detector, "codec", OFFICIAL),
-        _kind(Normalization, detector, "normalization", IMAGENET),
-    )
+    codec, normalization = detector_settings(metadata_of(detector, lifter)["detector"])
     found = None
     if store.has_images:
+        store.require_square()
         loader = ImageLoader(store, config.batch_size, image_size=codec.image_size, device=device)
         found = detect(detector, loader, codec, normalization, progress=sys.stderr.isatty())
     mean_pose = lifter.metadata.get("mean_pose")
@@ -193,11 +194,3 @@ def open_store(path: Path) -> PoseStore:
             raise FileNotFoundError(f"--data {path}: a folder without valid.h5; name a pose store (.h5)")
         path = path / "valid.h5"
     return PoseStore(path)
-
-
-def _kind(kind: type, model: nn.Module, key: str, default: Any) -> Any:
-    """A setting of the detector's own, or what the official checkpoints have, which do not say it."""
-    values = model.metadata.get(key)
-    if values is None:
-        return default
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})

@@ -153,7 +153,7 @@ def load_checkpoint(source: str | os.PathLike | Mapping[str, Any], model: nn.Mod
     content, texts = (source, {}) if isinstance(source, Mapping) else _read_file(Path(source))
     try:
         layout = recognize(content)
-        if "format" in texts:
+        if texts.get("format", "").startswith(FORMAT.partition("/")[0]):  # other writers have formats, too: "pt"
             layout, metadata = _ours(layout, texts)
         else:
             metadata = _foreign_metadata(layout)
@@ -195,7 +195,10 @@ def _read_pickle(path: Path) -> Mapping[str, Any]:
     except Exception as error:  # a damaged pickle may raise nearly anything
         refused = re.search(r"GLOBAL (\S+)", str(error))
         reason = (
-            f"it wants {refused[1]}, and only tensors and plain values are loaded" if refused else _first_line(error)
+            f"it wants {refused[1]}, and only tensors and plain values are loaded: save its state_dict alone (mmpose: "
+            "tools/misc/publish_model.py)"
+            if refused
+            else _first_line(error)
         )
         raise CheckpointError(f"{path}: not a checkpoint that can be read: {reason}") from error
     if not isinstance(content, Mapping):
@@ -204,7 +207,9 @@ def _read_pickle(path: Path) -> Mapping[str, Any]:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    # torch goes on with the advice to unpickle it nevertheless
+    return "damaged, or no file of torch.save" if line.startswith("Weights only load failed") else line
 
 
 def _numpy_globals() -> list[Any]:
@@ -257,6 +262,7 @@ def _fitted(name: str, layout: Layout, wanted: dict[str, Tensor]) -> dict[str, T
     problems = {
         "missing": [key for key in wanted if key not in common],
         "unexpected": [key for key in tensors if key not in common],
+        "that are no real numbers": [key for key in wanted if key in common and not _is_real(tensors[key])],
         "of another shape": [
             f"{key} {list(tensors[key].shape)} for {list(wanted[key].shape)}"
             for key in wanted
@@ -266,6 +272,14 @@ def _fitted(name: str, layout: Layout, wanted: dict[str, Tensor]) -> dict[str, T
     if any(problems.values()):
         raise CheckpointError(f"{name}: recognised {layout}, which does not fit the model: {_listing(problems)}")
     return {key: tensors[key].detach().to("cpu", wanted[key].dtype, copy=True) for key in wanted}
+
+
+def _is_real(tensor: Tensor) -> bool:
+    """Whether these are values of weights: finite, and of a dtype that has fractions (counters are whole)."""
+    plain = tensor.device.type != "meta" and not tensor.is_quantized and tensor.layout == torch.strided
+    if not plain or tensor.is_complex():
+        return False
+    return (tensor.is_floating_point() and bool(tensor.isfinite().all())) or tensor.dim() == 0
 
 
 def _defaults(layout: Layout, wanted: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from hpe_fast.files import atomic_path
-from hpe_fast.pipeline.pipeline import JOINT_ORDER, PosePipeline
+from hpe_fast.pipeline.pipeline import PosePipeline
+from hpe_fast.pipeline.settings import JOINT_ORDER
 from hpe_fast.skeleton import JOINTS
 
 #: What each kind of file needs besides torch.

@@ -17,8 +17,6 @@ from torch import Tensor, nn
 from hpe_fast.device import fast_dtype, resolve_device
 from hpe_fast.models import unit_crop
 from hpe_fast.ops import (
-    IMAGENET,
-    OFFICIAL,
     HeatmapCodec,
     Normalization,
     build_info,
@@ -28,10 +26,9 @@ from hpe_fast.ops import (
 from hpe_fast.pipeline.crops import PADDING, box_crops, closer_crops, resample, to_picture, whole_crop
 from hpe_fast.pipeline.inputs import Pictures, as_boxes, as_pictures
 from hpe_fast.pipeline.packing import can_pack, pack
+from hpe_fast.pipeline.settings import detector_settings, metadata_of
 from hpe_fast.pipeline.speed import Graphs, fold_batchnorm
 from hpe_fast.skeleton import FLIP_PERMUTATION, NUM_JOINTS
-
-JOINT_ORDER = "h36m17"
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +102,7 @@ class PosePipeline:
     Example:
         >>> import numpy as np
         >>> from hpe_fast.models import hrnet, lifter
+        >>> from hpe_fast.ops import OFFICIAL
         >>> detector = hrnet(width=8, modules=(1, 1, 1), blocks=1)
         >>> pipeline = PosePipeline(detector, lifter(width=16), "cpu", codec=OFFICIAL.resized(64, 16))
         >>> pipeline(np.zeros((2, 90, 60, 3), np.uint8)).joints3d.shape
@@ -129,12 +127,9 @@ class PosePipeline:
         self.dtype = _float_dtype(dtype, self.device)
         if not 0 < padding < math.inf:
             raise ValueError(f"padding must be a positive number, got {padding!r}")
-        self.metadata = {"detector": _metadata("detector", detector), "lifter": _metadata("lifter", lifter)}
-        _check_joints(detector, lifter)
-        self.codec = codec or _from_metadata(HeatmapCodec, self.metadata["detector"].get("codec"), OFFICIAL)
-        self.normalization = normalization or _from_metadata(
-            Normalization, self.metadata["detector"].get("normalization"), IMAGENET
-        )
+        self.metadata = metadata_of(detector, lifter)
+        own_codec, own_normalization = detector_settings(self.metadata["detector"])
+        self.codec, self.normalization = codec or own_codec, normalization or own_normalization
         decode_heatmaps(torch.zeros(0, NUM_JOINTS, *self.codec.heatmap_size), self.codec, refine=refine)  # refuses it
         self.refine = refine
         self.padding = padding
@@ -224,6 +219,7 @@ class PosePipeline:
         Example:
             >>> import numpy as np
             >>> from hpe_fast.models import hrnet, lifter
+        >>> from hpe_fast.ops import OFFICIAL
             >>> detector = hrnet(width=8, modules=(1, 1, 1), blocks=1)
             >>> pipeline = PosePipeline(detector, lifter(width=16), "cpu", codec=OFFICIAL.resized(64, 16))
             >>> frames = (np.zeros((48, 64, 3), np.uint8) for _ in range(5))
@@ -384,36 +380,6 @@ def _float_dtype(dtype: torch.dtype | None, device: torch.device) -> torch.dtype
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise TypeError(f"dtype must be torch.float32, float16, bfloat16 or None, got {dtype!r}")
     return dtype
-
-
-def _metadata(name: str, model: nn.Module) -> dict[str, Any]:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"{name} must be a torch.nn.Module, got {type(model).__name__}")
-    metadata = dict(getattr(model, "metadata", {}))
-    order = metadata.get("joint_order", JOINT_ORDER)
-    if order != JOINT_ORDER:
-        raise ValueError(
-            f"{name} was trained for joints in {order!r} order, hpe_fast.skeleton has {JOINT_ORDER!r}: if you know "
-            f'that they are the same, set {name}.metadata["joint_order"] = {JOINT_ORDER!r}'
-        )
-    if "warning" in metadata:
-        warnings.warn(f"{name}: {metadata['warning']}", stacklevel=3)
-    return metadata
-
-
-def _check_joints(detector: nn.Module, lifter: nn.Module) -> None:
-    """Networks of this package say how many joints they are for; of others the shapes are seen at the first call."""
-    for name, model, keys in (("detector", detector, ("joints",)), ("lifter", lifter, ("in_joints", "out_joints"))):
-        config = getattr(model, "config", {})
-        for key in keys:
-            if config.get(key, NUM_JOINTS) != NUM_JOINTS:
-                raise ValueError(f"{name} has {key} {config[key]}; want the {NUM_JOINTS} of hpe_fast.skeleton.JOINTS")
-
-
-def _from_metadata(kind: type, values: dict[str, Any] | None, default: Any) -> Any:
-    if values is None:
-        return default
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
 class _LastLayer(nn.Module):

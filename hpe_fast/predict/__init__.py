@@ -146,7 +146,7 @@ def _writers(config: PredictConfig, pipeline: PosePipeline, failures: Failures, 
     drawings = Drawings(config.out / "annotated", failures) if config.draw else None
     writers = list(stack.enter_context(open_writers(config.out, config.format, about, failures, drawings)))
     if drawings is not None:
-        writers.append(stack.enter_context(drawings))
+        writers.insert(0, stack.enter_context(drawings))  # what it cannot write, the others do not name
     if config.view:
         writers.append(stack.enter_context(View(config.out / "poses.html")))
     return writers

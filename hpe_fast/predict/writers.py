@@ -23,6 +23,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -125,7 +126,9 @@ class _Json:
         names = "box", "keypoints", "scores", "joints3d"
         people = [dict(zip(names, person, strict=True)) for person in zip(*columns, strict=True)]
         height, width = frame.image.shape[:2]
-        drawn = None if self._drawings is None else f"{self._drawings.folder.name}/{self._drawings.name(frame)}"
+        drawn = None
+        if self._drawings is not None and frame.file not in self._drawings.refused:
+            drawn = f"{self._drawings.folder.name}/{self._drawings.name(frame)}"
         row = {"file": frame.file, "frame": frame.number, "width": width, "height": height, "annotated": drawn}
         row["people"] = people
         self._file.write(self._separator + json.dumps(row))
@@ -193,7 +196,11 @@ class Drawings:
 
     def __init__(self, folder: Path, failures: Failures | None = None) -> None:
         self.folder, self._failures = folder, {} if failures is None else failures
+        #: Videos that could not be written.
+        self.refused: set[str] = set()
         self._names: dict[str, str] = {}
+        self._taken: set[str] = set()
+        self._alike: Counter[str] = Counter()
         self._video: ExitStack | None = None
         self._open_file, self._stream = None, None
 
@@ -229,9 +236,13 @@ class Drawings:
         """What a frame's file is called in the folder: its stem, with a number where two files share it."""
         if frame.file not in self._names:
             suffix = ".jpg" if frame.number is None else ".mp4"
-            stem, taken = Path(frame.file.replace(":", "-")).stem, {name.lower() for name in self._names.values()}
-            names = (f"{stem}{'' if i == 1 else f'-{i}'}{suffix}" for i in range(1, len(taken) + 2))
-            self._names[frame.file] = next(name for name in names if name.lower() not in taken)
+            stem = Path(frame.file.replace(":", "-")).stem
+            name = f"{stem}{suffix}"
+            while name.lower() in self._taken:  # from the number that was free last
+                self._alike[stem.lower()] += 1
+                name = f"{stem}-{self._alike[stem.lower()] + 1}{suffix}"
+            self._taken.add(name.lower())
+            self._names[frame.file] = name
         return self._names[frame.file]
 
     def _start_video(self, frame: Frame) -> None:
@@ -245,6 +256,7 @@ class Drawings:
                 self._video = stack.pop_all()
         except ValueError as error:
             self._stream, self._failures[frame.file] = None, str(error)
+            self.refused.add(frame.file)
 
     def _close_video(self) -> None:
         video, self._video, self._open_file = self._video, None, None

@@ -64,6 +64,7 @@ def make_loader(
     store: PoseStore, config: TrainConfig, device: torch.device, ranks: Ranks, batches: int = 1, **options: object
 ) -> ImageLoader:
     """This rank's pictures of a store at the network's size, as a run's settings want them, ``batches`` at a time."""
+    store.require_square()
     return ImageLoader(
         store,
         config.detector.batch_size * batches,

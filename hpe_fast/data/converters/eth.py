@@ -8,6 +8,7 @@ import numpy as np
 
 from hpe_fast.data.converters.table import (
     Table,
+    action_of,
     all_joints,
     need_equal_rows,
     need_joints,
@@ -68,7 +69,7 @@ def _read_annotation(path: Path, name: str) -> Table:
         boxes=None,
         images=[path / "images" / image for image in names],
         subjects=[part[0] for part in parts],
-        actions=[part[1] for part in parts],
+        actions=[action_of(part[1]) for part in parts],
         cameras=[part[2] for part in parts],
         frames=np.array([part[3] for part in parts], dtype=np.int64),
         names=names,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import numpy as np
 
 from hpe_fast.data.converters.table import (
     Table,
+    action_of,
     all_joints,
     concatenate,
     natural,
@@ -59,7 +59,7 @@ def _read_recording(file: Path, padding: float) -> Table:
         boxes=square_boxes(pose2d, known, padding, names, file),
         images=[folder / "imageSequence" / name for name in names],
         subjects=[subject] * len(frames),
-        actions=[re.sub(r"[-_ ]\d+$", "", recording)] * len(frames),
+        actions=[action_of(recording)] * len(frames),
         cameras=cameras,
         frames=frames,
         names=[f"{subject}/{recording}/{name}" for name in names],

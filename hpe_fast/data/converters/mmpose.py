@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy as np
 from hpe_fast.data.converters.cameras import Cameras, load_cameras
 from hpe_fast.data.converters.table import (
     Table,
+    action_of,
     need_equal_rows,
     need_joints,
     need_millimetres,
@@ -75,7 +75,7 @@ def _read_annotation(file: Path, images: Path, cameras: Cameras, padding: float)
         boxes=whole_boxes(data["center"].astype(np.float64), sides, names, file),
         images=[images / name for name in names],
         subjects=[p[0] for p in parts],
-        actions=[re.sub(r"_\d+$", "", p[1]) for p in parts],
+        actions=[action_of(p[1]) for p in parts],
         cameras=[p[2] for p in parts],
         frames=np.array([p[3] for p in parts], dtype=np.int64),
         names=names,

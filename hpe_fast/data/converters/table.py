@@ -242,6 +242,16 @@ def parse_name(name: str, row: int, where: Path | str) -> tuple[str, str, str, i
     return subject, action, camera, int(frame)
 
 
+def action_of(recording: str) -> str:
+    """The action that a recording shows: Human3.6M has two of each, numbered, and errors are means over actions.
+
+    Example:
+        >>> [action_of(name) for name in ("Walking_1", "Walking 1", "Walking-2", "Walking")]
+        ['Walking', 'Walking', 'Walking', 'Walking']
+    """
+    return re.sub(r"[-_ ]\d+$", "", recording)
+
+
 @contextmanager
 def open_annotation(path: Path) -> Iterator[h5py.File]:
     """A source's HDF5 file, to be read.

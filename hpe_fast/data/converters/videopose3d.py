@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from hpe_fast.data.converters.cameras import Camera, Cameras, load_cameras
 from hpe_fast.data.converters.table import (
     Table,
+    action_of,
     all_joints,
     concatenate,
     natural,
@@ -132,7 +132,7 @@ def _view(
         boxes=square_boxes(pose2d, known, padding, names, _POSES),
         images=None,
         subjects=[subject] * rows,
-        actions=[re.sub(r" \d+$", "", recording)] * rows,
+        actions=[action_of(recording)] * rows,
         cameras=[name] * rows,
         frames=frames,
         names=names,
