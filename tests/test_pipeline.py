@@ -20,7 +20,7 @@ from hpe_fast.models.weight_files import weight_paths
 from hpe_fast.ops import IMAGENET, OFFICIAL, UNBIASED
 from hpe_fast.pipeline import PosePipeline, Poses, fold_batchnorm, infer, load, weights
 from hpe_fast.pipeline.crops import box_crops, closer_crops, resample, to_picture, whole_crop
-from hpe_fast.pipeline.inputs import as_pictures
+from hpe_fast.pipeline.inputs import as_pictures, to_rgb
 from hpe_fast.pipeline.speed import Graphs
 from hpe_fast.skeleton import FLIP_PERMUTATION
 
@@ -686,3 +686,31 @@ def test_a_long_thin_picture_needs_no_square(monkeypatch):
         cut = resample(torch.full((1, *shape, 3), 200, dtype=torch.uint8), crop, (64, 64))
         assert cut.shape == (1, 64, 64, 3)
     assert max(t.numel() for t in largest) < 10_000_000
+
+
+def test_flip_test_averages_the_lifter_too():
+    """3D joints of the mirrored picture are the mirrored joints, which no lifter is by itself."""
+    torch.manual_seed(0)
+    lifter = models.lifter(width=16).eval()
+    pipeline = PosePipeline(NETWORKS["hrnet"](), lifter, "cpu", codec=OFFICIAL.resized(64, 16))
+    keypoints = torch.rand(4, 17, 2)
+    mirrored = torch.stack([1 - keypoints[..., 0], keypoints[..., 1]], -1)[:, FLIP_PERMUTATION]
+    one, other = (pipeline._lift(points, True) for points in (keypoints, mirrored))
+    torch.testing.assert_close(other[:, FLIP_PERMUTATION] * torch.tensor([-1.0, 1, 1]), one)
+    plain = pipeline._lift(keypoints, False)
+    torch.testing.assert_close(plain, lifter(keypoints))
+    assert not torch.allclose(plain, one)
+
+
+def test_opaque_pictures_stay_as_they_are():
+    values = torch.arange(256, dtype=torch.uint8)[:, None]
+    opaque = torch.cat([values.expand(-1, 3), torch.full((256, 1), 255, dtype=torch.uint8)], 1)
+    assert torch.equal(to_rgb(opaque), values.expand(-1, 3))
+
+
+def test_a_folder_named_default_is_not_the_default(tmp_path, monkeypatch):
+    (tmp_path / "default").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert weight_paths()[0].parent == weight_files.BUNDLED
+    with pytest.raises(FileNotFoundError, match="run directory default"):
+        weight_paths("default")

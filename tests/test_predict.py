@@ -373,6 +373,7 @@ def test_a_video_that_cannot_be_written_does_not_stop_the_rest(run, media, tmp_p
     (failed,) = found["failed"]
     assert failed["reason"] == "OpenCV cannot write a video of 64 x 48 pixels"
     assert [path.name for path in (tmp_path / "annotated").iterdir()] == ["a.jpg"]
+    assert {row["annotated"] for row in found["images"]} == {None, "annotated/a.jpg"}
 
 
 def test_pictures_that_would_fill_the_memory_are_refused(run, media, tmp_path):

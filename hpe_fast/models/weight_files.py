@@ -38,7 +38,7 @@ def weight_paths(path_or_name: str | os.PathLike | None = None) -> tuple[Path, P
         FileNotFoundError: weights 'no/such/run': neither a run directory nor ...
     """
     name = DEFAULT_WEIGHTS if path_or_name is None else os.fspath(path_or_name)
-    if Path(name).is_dir():
+    if path_or_name is not None and Path(name).is_dir():
         paths = [Path(name) / f"{stage}.safetensors" for stage in STAGES]
         missing = [path.name for path in paths if not path.is_file()]
         if missing:

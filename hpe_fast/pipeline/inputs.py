@@ -91,7 +91,7 @@ def to_rgb(pictures: Tensor) -> Tensor:
         return pictures
     if channels == 1:
         return pictures.expand(*pictures.shape[:-1], 3)
-    color, alpha = pictures[..., :3].short(), pictures[..., 3:].short()
+    color, alpha = pictures[..., :3].int(), pictures[..., 3:].int()
     return ((color * alpha + 127).div_(255, rounding_mode="floor")).to(torch.uint8)
 
 

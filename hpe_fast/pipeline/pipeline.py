@@ -140,6 +140,8 @@ class PosePipeline:
             self.dtype = torch.float32
             self._detector = _fast(copy.deepcopy(self._exact), self.device, self.dtype)
         self._lifter = fold_batchnorm(lifter).to(self.device)
+        self._swap = torch.tensor(FLIP_PERMUTATION, device=self.device)  # here, since no graph can copy from the host
+        self._mirror = torch.tensor([-1.0, 1.0, 1.0], device=self.device)
         if compile:
             self._detector = torch.compile(self._detector)
         elif self.device.type == "cpu" and self.dtype == torch.bfloat16 and can_pack():
@@ -168,7 +170,7 @@ class PosePipeline:
             boxes: x, y, width, height in px, from pixel edges: (0, 0, W, H) is the whole picture. ``[B, 4]`` for one
                 person a picture, ``[P, 4]`` for P people in a single picture, or a list of B arrays ``[P, 4]``.
                 ``None``: every picture shows one person.
-            flip_test: average with the heatmaps of the mirrored crop; twice the work.
+            flip_test: average heatmaps, and then 3D joints, with those of the mirrored crop; twice the work.
             looks: how often at most: where the person found is small in the crop, look again at a closer one. On a GPU
                 each further look waits for the one before.
             return_heatmaps: keep them (of the last look); only then does memory grow by more than some numbers a
@@ -320,10 +322,18 @@ class PosePipeline:
             flipped=flipped,
             flip_permutation=FLIP_PERMUTATION if flip_test else None,
         )
-        joints3d = self._lifter(unit_crop(coords, self.image_size)).float()
+        joints3d = self._lift(unit_crop(coords, self.image_size), flip_test)
         if joints3d.shape[1:] != (NUM_JOINTS, 3):
             raise ValueError(f"the lifter gave joints {list(joints3d.shape)}; want [N, {NUM_JOINTS}, 3]")
         return (coords, scores, joints3d, heatmaps.float()) if return_heatmaps else (coords, scores, joints3d)
+
+    def _lift(self, keypoints: Tensor, flip_test: bool) -> Tensor:
+        """Joints ``[N, 17, 3]`` of keypoints in crop units; ``flip_test``: the mean with those of the mirrored ones."""
+        joints3d = self._lifter(keypoints).float()
+        if not flip_test:
+            return joints3d
+        mirrored = torch.stack([1 - keypoints[..., 0], keypoints[..., 1]], -1)[:, self._swap]
+        return (joints3d + self._lifter(mirrored).float()[:, self._swap] * self._mirror) / 2
 
     def _mirrored(self, images: Tensor) -> Tensor:
         """The crops mirrored so that heatmap pixel u becomes w - 1 - u exactly.
