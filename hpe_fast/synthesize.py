@@ -58,9 +58,11 @@ def run(config: SynthesisConfig) -> Path:
     )
     corpus = Corpus(config.out, config.count, settings)
     with tqdm(total=config.count, unit="picture", desc=config.out.name) as bar:
+        there = []  # pictures of an earlier run, which do not count as this one's speed
 
         def progress(done: int, _: int) -> None:
-            if bar.n == 0:  # what was there already does not count as this run's speed
+            if not there:
+                there.append(done)
                 bar.initial = bar.n = done
             bar.update(done - bar.n)
 

@@ -436,13 +436,14 @@ def test_other_settings_do_not_mix(tmp_path, capsys):
     assert out.stat().st_mtime_ns == stamp
     assert synthesize.main([*plain, "--seed", "2"]) == 2
     assert "made with other settings" in capsys.readouterr().err
-    out.rename(tmp_path / "x.h5.parts")
-    (tmp_path / "x.h5.parts").unlink()
     parts = tmp_path / "x.h5.parts"
     parts.mkdir()
     (parts / "settings.json").write_text("{}")
+    out.rename(parts / "00000000.h5")
     assert synthesize.main(plain) == 2
     assert "x.h5.parts: holds parts of a corpus with other settings" in capsys.readouterr().err
+    (parts / "00000000.h5").unlink()  # a start that failed before its first part
+    assert synthesize.main(plain) == 0
 
 
 @pytest.mark.slow

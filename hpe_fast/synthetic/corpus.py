@@ -27,7 +27,7 @@ from hpe_fast.synthetic.splits import SPLITS
 from hpe_fast.synthetic.studio import Row, Settings, Studio
 
 #: Grows when the same settings give other pictures.
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 _PART_ROWS = 48
 _SIZES = (32, 1024)
 
@@ -143,7 +143,7 @@ def _inventory(folder: Path | None) -> str:
 def _begin(corpus: Corpus) -> None:
     """The directory for the parts, with a note of what they are parts of."""
     note = corpus.parts / "settings.json"
-    if note.exists():
+    if note.exists() and any(corpus.parts.glob("*.h5")):  # a start that failed binds nobody
         if note.read_text() != corpus.description():
             raise ValueError(
                 f"{corpus.parts}: holds parts of a corpus with other settings; remove it or choose another --out"

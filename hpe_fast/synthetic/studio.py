@@ -14,13 +14,15 @@ from hpe_fast.synthetic.motion import AIRBORNE, Draw, MotionLibrary, bone_turns
 from hpe_fast.synthetic.parts import Part, joined
 from hpe_fast.synthetic.photograph import photograph
 from hpe_fast.synthetic.renderer import SAMPLES, Renderer
-from hpe_fast.synthetic.scenery import Panoramas
+from hpe_fast.synthetic.scenery import Backdrop, Panoramas
 from hpe_fast.synthetic.splits import SPLITS
 from hpe_fast.synthetic.wardrobe import Person, Wardrobe
 
 _ATTEMPTS = 50
 _NEAREST = 0.6
 _STRANGER_SHARE = 0.1
+#: Who stands has both knees this far below the hip; nobody is nearer to a wall than this (metres).
+_KNEES, _STANDING, _ARMS_LENGTH = [2, 5], 0.25, 0.7
 _MIN_VISIBLE, _MIN_CLEAR = 9, 7
 #: How deep (metres, for a person of 1.7 m) a joint may lie behind the first surface and still count as seen.
 _DEPTHS = np.array(
@@ -132,15 +134,15 @@ class Studio:
         others, names = things.obstacles(rng, camera, position, floor, bone)
         pieces = [(part, part.rest, part.normal) for part in (stool, *others) if part is not None]
         balls = _balls(joints, person.shape.height, [at for _, at, _ in pieces])
-        if rng.random() < _STRANGER_SHARE:
-            pieces.append(self._stranger(rng, person, camera, joints, floor))
+        light, middle = self.panoramas.light(rng), joints.mean(axis=0)
+        backdrop = self.panoramas.backdrop(rng, light, camera.eye, middle, floor)
+        stranger = self._stranger(rng, person, camera, joints, backdrop) if rng.random() < _STRANGER_SHARE else None
+        if stranger is not None:
+            pieces.append(stranger)
             names.append("stranger")
         scene = joined([skin, *(part for part, _, _ in pieces)])
         position = np.concatenate([position, *(at for _, at, _ in pieces)])
         normal = np.concatenate([normal, *(out for _, _, out in pieces)])
-        light = self.panoramas.light(rng)
-        middle = joints.mean(axis=0)
-        backdrop = self.panoramas.backdrop(rng, light, camera.eye, middle, floor)
         noise = int(rng.integers(1 << 31))
         layers = self._renderer.render(scene, position, normal, balls, camera, light, backdrop, middle, noise)
         pose2d = camera.project(in_camera)
@@ -170,19 +172,26 @@ class Studio:
         return skin, *self._renderer.pose(skin, *identity_bone(turns, shifts)), worn
 
     def _stranger(
-        self, rng: np.random.Generator, person: Person, camera: Camera, joints: np.ndarray, floor: float
-    ) -> tuple[Part, np.ndarray, np.ndarray]:
-        """Somebody else, farther away and to one side: a thing, as far as labels go; vertices and normals."""
+        self, rng: np.random.Generator, person: Person, camera: Camera, joints: np.ndarray, backdrop: Backdrop
+    ) -> tuple[Part, np.ndarray, np.ndarray] | None:
+        """Somebody else who stands farther away and to one side: a thing, as far as labels go; vertices and normals.
+
+        ``None`` if there would be no chair, or a wall before them.
+        """
         pose = self.motion.pose(rng)
         turns = bone_turns(self.body, person.shape, pose.clip, pose.local)
-        shifts, _ = self.body.pose(person.shape, turns)
+        shifts, own = self.body.pose(person.shape, turns)
+        if (own[0, 2] - own[_KNEES, 2]).min() < _STANDING:
+            return None
         skin, position, normal, _ = self._clothed(rng, person, turns, shifts)
         away = (joints.mean(axis=0) - camera.eye)[:2]
         away = away / np.linalg.norm(away)
         beside = np.array([-away[1], away[0]]) * rng.choice([-1, 1])
         reach = np.abs((joints[:, :2] - joints[:, :2].mean(axis=0)) @ beside).max()
         place = joints[:, :2].mean(axis=0) + away * rng.uniform(1.5, 5.0) + beside * (reach + rng.uniform(0.3, 1.2))
-        shift = np.array([*(place - position[:, :2].mean(axis=0)), floor - position[:, 2].min()], np.float32)
+        if (backdrop.walls[:, :2] @ place > backdrop.walls[:, 2] - _ARMS_LENGTH).any():
+            return None
+        shift = np.array([*(place - position[:, :2].mean(axis=0)), backdrop.floor - position[:, 2].min()], np.float32)
         return skin, position + shift, normal
 
 

@@ -11,15 +11,18 @@ from hpe_fast.synthetic.parts import Part
 from hpe_fast.synthetic.scenery import Box, boxes_part, round_part
 
 _OBSTACLE_SHARE, _CLUTTER_SHARE = 0.22, 0.22
-_KNEES, _HIPS = [2, 5], [1, 4]
+_KNEES, _HIPS, _NECK = [2, 5], [1, 4], 8
 #: A seat may press this deep into who sits on it, metres.
 _RAISED = np.array([0.0, 0.0, 0.06])
 
 
 def seat(rng: np.random.Generator, person: np.ndarray, joints: np.ndarray, floor: float, bone: int) -> Part | None:
-    """A box, stool or chair under a person [N,3] who sits (thighs level, hips well above the floor), else ``None``."""
+    """A box, stool or chair under a person [N,3] who sits, else ``None``.
+
+    Who sits has a thigh level, the trunk upright and the hips well above the floor.
+    """
     hip, knees = joints[0], joints[_KNEES]
-    level = np.abs(knees[:, 2] - joints[_HIPS, 2]).min() < 0.22
+    level = np.abs(knees[:, 2] - joints[_HIPS, 2]).min() < 0.22 and joints[_NECK, 2] - hip[2] > 0.2
     under = person[np.hypot(*(person[:, :2] - hip[:2]).T) < 0.13]
     top = under[:, 2].min() + 0.015 if len(under) else floor
     if not level or not 0.25 < top - floor < 0.8 or rng.random() < 0.05:
