@@ -647,6 +647,11 @@ def test_graphs_are_kept_up_to_a_limit_and_hand_out_copies(monkeypatch):
     assert cuda.captures == 3, "the one used last was kept"
     graphs(torch.tensor([1.0, 2.0]), 3)
     assert cuda.captures == 4, "the one not used for longest was dropped"
+    assert graphs(torch.tensor([7.0]), 3)[0].tolist() == [21]
+    graphs(torch.tensor([1.0, 2.0, 3.0]), 3)
+    assert cuda.captures == 5, "a larger batch than any"
+    assert graphs(torch.tensor([4.0, 5.0]), 3)[0].tolist() == [12, 15]
+    assert cuda.captures == 5, "a smaller one goes through the graph of a larger"
 
 
 def test_boxes_in_some_pictures_of_a_batch_are_cut_from_those(run):

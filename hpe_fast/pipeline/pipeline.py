@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpe_fast.device import fast_dtype, resolve_device
-from hpe_fast.models import unit_crop
+from hpe_fast.models import HRNet, Lifter, SimpleBaseline, unit_crop
 from hpe_fast.ops import (
     HeatmapCodec,
     Normalization,
@@ -134,12 +134,12 @@ class PosePipeline:
         self.refine = refine
         self.padding = padding
         self.image_size: tuple[int, int] = self.codec.image_size
-        self._exact = fold_batchnorm(detector).float().to(memory_format=torch.channels_last)
+        self._exact = _folded(detector).float().to(memory_format=torch.channels_last)
         self._detector = _fast(copy.deepcopy(self._exact), self.device, self.dtype)
         if dtype is None and self.dtype != torch.float32 and not self._is_faithful():
             self.dtype = torch.float32
             self._detector = _fast(copy.deepcopy(self._exact), self.device, self.dtype)
-        self._lifter = fold_batchnorm(lifter).to(self.device)
+        self._lifter = _folded(lifter).to(self.device)
         self._swap = torch.tensor(FLIP_PERMUTATION, device=self.device)  # here, since no graph can copy from the host
         self._mirror = torch.tensor([-1.0, 1.0, 1.0], device=self.device)
         if compile:
@@ -184,6 +184,17 @@ class PosePipeline:
             TypeError: ``batch`` or ``boxes`` of another kind or dtype.
             ValueError: a wrong shape, a box without area or outside its picture, looks or batch_size that is not
                 positive.
+
+        Example:
+            >>> import numpy as np
+            >>> from hpe_fast.models import hrnet, lifter
+            >>> from hpe_fast.ops import OFFICIAL
+            >>> detector = hrnet(width=8, modules=(1, 1, 1), blocks=1)
+            >>> pipeline = PosePipeline(detector, lifter(width=16), "cpu", codec=OFFICIAL.resized(64, 16))
+            >>> two = np.array([[0, 0, 40, 60], [30, 10, 40, 60]])
+            >>> poses = pipeline(np.zeros((90, 80, 3), np.uint8), two)
+            >>> list(poses.keypoints.shape), poses.image_index.tolist()
+            ([2, 17, 2], [0, 0])
         """
         if not isinstance(looks, int) or looks < 1:
             raise ValueError(f"looks must be a positive int, got {looks!r}")
@@ -216,12 +227,12 @@ class PosePipeline:
             For each ``batch_size`` pictures their Poses; ``image_index`` counts from the first picture of all.
 
         Raises:
-            TypeError, ValueError: as ``__call__``; there are fewer arrays of boxes than pictures.
+            TypeError, ValueError: as ``__call__``; there are not as many arrays of boxes as pictures.
 
         Example:
             >>> import numpy as np
             >>> from hpe_fast.models import hrnet, lifter
-        >>> from hpe_fast.ops import OFFICIAL
+            >>> from hpe_fast.ops import OFFICIAL
             >>> detector = hrnet(width=8, modules=(1, 1, 1), blocks=1)
             >>> pipeline = PosePipeline(detector, lifter(width=16), "cpu", codec=OFFICIAL.resized(64, 16))
             >>> frames = (np.zeros((48, 64, 3), np.uint8) for _ in range(5))
@@ -237,6 +248,8 @@ class PosePipeline:
             poses = self(chunk, table, batch_size=size, **options)
             yield Poses(poses.keypoints, poses.scores, poses.joints3d, poses.image_index + first, poses.heatmaps)
             first += len(chunk)
+        if tables is not None and next(tables, None) is not None:
+            raise ValueError(f"boxes must have one array for each picture, there are more than {first}")
 
     def exact_detector(self) -> nn.Module:
         """The detector in float32 on the CPU with BatchNorm folded, as a copy: normalised images to heatmaps."""
@@ -361,6 +374,13 @@ class PosePipeline:
         maps = zeros(NUM_JOINTS, *self.codec.heatmap_size) if heatmaps else None
         index = torch.zeros(0, dtype=torch.int64, device=self.device)
         return Poses(zeros(NUM_JOINTS, 2), zeros(NUM_JOINTS), zeros(NUM_JOINTS, 3), index, maps)
+
+
+def _folded(model: nn.Module) -> nn.Module:
+    """A copy for inference, BatchNorm folded where the order of its layers is known: in this package's networks."""
+    if isinstance(model, (HRNet, Lifter, SimpleBaseline)):
+        return fold_batchnorm(model)
+    return copy.deepcopy(model).eval().requires_grad_(False)
 
 
 def _test_picture(size: tuple[int, int]) -> Tensor:

@@ -63,13 +63,18 @@ def _fused(layer: nn.Module | None, norm: nn.Module) -> nn.Module | None:
 
 
 class Graphs:
-    """CUDA graphs of one function, one for each shape of its input, the least recently used dropped.
+    """CUDA graphs of one function, one for each shape of its input.
+
+    As many are kept as ``limit`` says. Beyond that a batch goes through the smallest graph for a larger one, its last
+    rows without meaning, so that crowds of changing numbers capture nothing anew; where it is the largest, the least
+    recently used graph makes room.
 
     The function takes one tensor and returns a tuple of tensors. Calls from several threads and streams take turns: the
     buffers a graph reads and writes are its own, and the outputs handed out are copies.
 
     Args:
-        function: without host synchronisation, so that it can be captured.
+        function: without host synchronisation, so that it can be captured; rows of its results depend on the same rows
+            of its input only.
         device: a CUDA device.
         limit: how many graphs are kept.
     """
@@ -81,10 +86,10 @@ class Graphs:
         self._idle = torch.cuda.Event()  # recorded when the buffers may be used again
 
     def __call__(self, images: Tensor, *options: Hashable) -> tuple[Tensor, ...]:
-        key = (tuple(images.shape), options)
         with self._lock, torch.cuda.device(self._device):
             stream = torch.cuda.current_stream()
             stream.wait_event(self._idle)
+            key = self._fitting(tuple(images.shape), options)
             if key not in self._graphs:
                 while len(self._graphs) >= self._limit:
                     torch.cuda.synchronize()  # the oldest graph may still run
@@ -92,11 +97,18 @@ class Graphs:
                 self._graphs[key] = self._capture(images, options)
             self._graphs.move_to_end(key)
             graph, buffer, outputs = self._graphs[key]
-            buffer.copy_(images)
+            buffer[: len(images)].copy_(images)
             graph.replay()
-            copies = tuple(output.clone() for output in outputs)
+            copies = tuple(output[: len(images)].clone() for output in outputs)
             self._idle.record(stream)
         return copies
+
+    def _fitting(self, shape: tuple[int, ...], options: tuple[Hashable, ...]) -> Hashable:
+        """The graph to use, which need not be there yet."""
+        if (shape, options) in self._graphs or len(self._graphs) < self._limit:
+            return shape, options
+        larger = [held for held, others in self._graphs if others == options and held[1:] == shape[1:] and held > shape]
+        return min(larger, default=shape), options
 
     def _capture(self, images: Tensor, options: tuple[Hashable, ...]) -> tuple[Any, Tensor, tuple[Tensor, ...]]:
         buffer = images.clone()

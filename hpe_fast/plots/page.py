@@ -27,7 +27,7 @@ def pose_page(
     joints3d: Array,
     true3d: Array | None = None,
     *,
-    images: Sequence[Array | None] | None = None,
+    images: Sequence[Array | bytes | None] | None = None,
     labels: Sequence[str] | None = None,
     title: str = "3D poses",
     rate: float = 10.0,
@@ -42,7 +42,7 @@ def pose_page(
         joints3d: ``[N, 17, 3]`` mm, hip at the origin (x right, y down, z away); joints that are not finite are left
             out.
         true3d: ``[N, 17, 3]`` mm, hip at the origin, drawn in grey; poses without any known joint have none.
-        images: N times uint8 ``[H, W, 3]`` RGB or ``None``, shown in the corner at 256 px at most.
+        images: N times uint8 ``[H, W, 3]`` RGB, a JPEG file's bytes or ``None``, shown in the corner at 256 px at most.
         labels: what stands above each pose.
         title: of the page.
         rate: poses a second that "play" shows.
@@ -95,8 +95,14 @@ def _joints(pose: np.ndarray) -> list[list[float] | None]:
     return [joint.round(1).tolist() if np.isfinite(joint).all() else None for joint in pose]
 
 
-def _picture(image: Array) -> str:
+def _picture(image: Array | bytes) -> str:
     """A small JPEG inside of an address."""
+    content = image if isinstance(image, bytes) else small_jpeg(image)
+    return "data:image/jpeg;base64," + base64.b64encode(content).decode()
+
+
+def small_jpeg(image: Array) -> bytes:
+    """A picture as the page holds it."""
     import cv2
 
     picture = as_image(image)
@@ -107,7 +113,7 @@ def _picture(image: Array) -> str:
     ok, content = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 80])
     if not ok:
         raise ValueError(f"image of {picture.shape[1]} x {picture.shape[0]} pixels: OpenCV made no JPEG of it")
-    return "data:image/jpeg;base64," + base64.b64encode(content.tobytes()).decode()
+    return content.tobytes()
 
 
 def _filled(title: str, data: dict[str, Any]) -> str:

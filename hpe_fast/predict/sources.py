@@ -106,7 +106,7 @@ def _read_json(path: Path) -> Boxes:
         for file, value in content.items():
             frames = {None: value} if isinstance(value, list) else {int(n): rows for n, rows in value.items()}
             boxes.update({(file, number): [_box(row) for row in rows] for number, rows in frames.items()})
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: not a JSON file of boxes by file: {error}") from error
     return boxes
 

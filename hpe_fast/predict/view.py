@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from hpe_fast.plots import draw_skeleton, pose_page
-from hpe_fast.plots.page import PICTURE_SIDE
+from hpe_fast.plots.page import PICTURE_SIDE, small_jpeg
 from hpe_fast.predict.sources import Frame
 from hpe_fast.predict.writers import Found
 
@@ -27,7 +27,7 @@ class View:
     def __init__(self, path: Path, most: int = MOST) -> None:
         self.path, self.most, self.left_out = path, most, 0
         self._joints: list[np.ndarray] = []
-        self._pictures: list[np.ndarray] = []
+        self._pictures: list[bytes] = []
         self._labels: list[str] = []
         self._rate = 0.0
 
@@ -48,7 +48,7 @@ class View:
         place = frame.file if frame.number is None else f"{frame.file}, frame {frame.number}"
         for i, joints in enumerate(found.joints3d[: max(0, room)]):
             self._joints.append(joints)
-            self._pictures.append(_small(frame.image, found.keypoints[i]))
+            self._pictures.append(small_jpeg(_small(frame.image, found.keypoints[i])))
             self._labels.append(place if len(found.joints3d) == 1 else f"{place}, person {i + 1}")
             self._rate = max(self._rate, frame.rate)
 
