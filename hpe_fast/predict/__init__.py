@@ -26,7 +26,8 @@ from hpe_fast.predict.writers import Drawings, Found, Writer, open_writers
 
 __all__ = ["PredictConfig", "main", "predict"]
 
-#: Bytes of pixels held at a time.
+#: Pictures, and bytes of them, held at a time.
+PICTURES = 32
 CHUNK_BYTES = 2**29
 #: Unused boxes that are named.
 LISTED = 10
@@ -61,8 +62,8 @@ class PredictConfig:
     """Average with the mirrored picture: a little better, twice the work."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    batch_size: int = 32
-    """Pictures at a time."""
+    batch_size: int | None = None
+    """People that go through the networks at once. None: 8, on a GPU 128."""
     max_frames: int | None = None
     """Frames of each video or camera; a camera without it runs until Ctrl-C."""
 
@@ -167,7 +168,7 @@ def _frames_of_all(
 
 
 def _look(frames: Iterable[Frame], pipeline: PosePipeline, config: PredictConfig, writers: list[Writer]) -> None:
-    for chunk in _chunks(frames, config.batch_size):
+    for chunk in _chunks(frames, config.batch_size or PICTURES):
         boxes = None if config.boxes is None else [frame.boxes for frame in chunk]
         images = [frame.image for frame in chunk]
         looks = config.looks if boxes is None else 1
