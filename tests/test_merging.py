@@ -102,3 +102,17 @@ def test_command_line(two, tmp_path, capsys):
     assert "rows        8 with pictures of 32x32 pixels" in capsys.readouterr().out
     assert main(["merge", str(tmp_path / "none.h5"), "--out", str(tmp_path / "x.h5")]) == 2
     assert "none.h5: no such file" in capsys.readouterr().err
+
+
+def test_many_stores_need_few_open_files(make_store, tmp_path):
+    """A corpus of 200,000 pictures has 4,167 parts."""
+    import resource
+
+    sources = [make_store(count=2)] * 100
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (60, hard))
+    try:
+        path = merge_stores(sources, tmp_path / "all.h5")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(PoseStore(path)) == 200

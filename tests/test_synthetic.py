@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,8 @@ from synthetic_assets import write_assets, write_bvh, write_captures, write_garm
 from hpe_fast import synthesize
 from hpe_fast.data.store import PoseStore
 from hpe_fast.skeleton import EDGES
-from hpe_fast.synthetic import kernels, materials
+from hpe_fast.synthetic import corpus as corpus_module
+from hpe_fast.synthetic import kernels, materials, paint
 from hpe_fast.synthetic.builtin_poses import builtin_clips
 from hpe_fast.synthetic.camera import random_shot
 from hpe_fast.synthetic.corpus import Corpus, render_corpus
@@ -480,3 +482,54 @@ def test_assets_that_cannot_be_used_are_named(tmp_path):
     (tmp_path / "clothes" / "male_suit_diffuse.png").write_bytes(b"")
     with pytest.raises(ValueError, match=r"male_suit_diffuse\.png"):
         Wardrobe(tmp_path, Body(), "train")
+
+
+def test_a_part_with_a_damaged_picture_is_rendered_again(make_store, tmp_path):
+    path = tmp_path / "part.h5"
+    path.write_bytes(make_store(count=3).read_bytes())
+    assert corpus_module._is_whole(path, 3)
+    with PoseStore(path) as store:
+        place = store._base + int(store.offset[1]) + 40
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(bytes(content))
+    assert not corpus_module._is_whole(path, 3)
+
+
+def test_the_file_is_not_written_among_the_assets(tmp_path):
+    settings = Settings(0, "train", tmp_path, None, 64, 4, "cpu")
+    with pytest.raises(ValueError, match="is inside --assets"):
+        render_corpus(Corpus(tmp_path / "deep" / "x.h5", 1, settings))
+
+
+def test_inventories_notice_changed_contents(tmp_path):
+    (tmp_path / "a.hdr").write_bytes(b"one")
+    first = corpus_module._inventory(tmp_path)
+    (tmp_path / "a.hdr").write_bytes(b"two")
+    assert corpus_module._inventory(tmp_path) != first
+
+
+def test_too_few_panoramas_and_meshes_with_wrong_indices_are_named(assets, tmp_path):
+    shutil.copy(next(assets.rglob("*.hdr")), tmp_path / "only.hdr")
+    with pytest.raises(ValueError, match="1 panoramas are too few for a split valid"):
+        Panoramas(tmp_path, "valid")
+    mesh = tmp_path / "a.obj"
+    for face in ("f 1/1 2/1 9/1", "f -1/1 1/1 2/1", "f 1/2 2/1 1/1"):
+        mesh.write_text(f"v 0 0 0\nv 1 0 0\nvt 0 0\n{face}\n")
+        with pytest.raises(ValueError, match="a face names a"):
+            read_mesh(mesh)
+
+
+def test_sportswear_ends_where_it_should():
+    """Men bare above or in a vest, women in a top; trunks and no shoes are possible, and so are caps."""
+    rng = np.random.default_rng(0)
+    for female in (False, True):
+        drawn = [paint.sportswear(rng, female) for _ in range(300)]
+        bare = [limits["neck"] < limits["waist"] for limits in drawn]
+        assert any(bare) == (not female)
+        assert all(limits["trousers"] < 0 < limits["waist"] for limits in drawn)
+        assert {limits["hairline"] < 9 for limits in drawn} == {True, False}
+    place = np.array([[0.6, 0, -9.0], [0.3, 0, -9.0], [0.05, 0, -9.0], [-0.5, 0, -9.0]], np.float32)
+    limits = paint.no_clothes() | {"waist": 0.2, "hem": 0.5, "neck": 0.9, "sleeve": 0.1, "trousers": -0.2}
+    out = paint.swell(place, limits, True, np.random.default_rng(0))
+    assert (out > 0).tolist() == [True, False, True, False], "a bare midriff, and bare legs"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +58,12 @@ def merge_stores(
     for name, value, most in (("size", size, 1 << 14), ("quality", quality, 100), ("limit", limit, 1 << 62)):
         if value is not None and not 1 <= value <= most:
             raise ValueError(f"{name} must be in 1..{most}, got {value}")
-    with ExitStack() as opened:
-        stores = [opened.enter_context(PoseStore(source)) for source in sources]
-        image_size = _common_size(stores, size)
-        unknown = {} if all(store.occluded is not None for store in stores) else {"occluded": None}
-        with PoseStoreWriter(destination, image_size, **attributes) as writer:
-            for store in stores:
+    stores = [PoseStore(source) for source in sources]
+    image_size = _common_size(stores, size)
+    unknown = {} if all(store.occluded is not None for store in stores) else {"occluded": None}
+    with PoseStoreWriter(destination, image_size, **attributes) as writer:
+        for store in stores:
+            with store:  # one file open at a time, however many there are
                 for row in rows_of(store, range(len(store))[:limit]):
                     row = row if store.image_size == image_size else _resized(row, store, image_size, quality)
                     writer.append(**row | unknown)

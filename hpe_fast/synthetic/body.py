@@ -57,7 +57,6 @@ class Body:
         import anny
         import torch
 
-        torch.set_num_threads(1)  # a process draws one picture at a time
         self._rig, self._full_rig = (
             anny.Anny(rig=rig, topology="anny-full", skinning_method="lbs").to(torch.float32)
             for rig in ("cmu_mb", "anny")

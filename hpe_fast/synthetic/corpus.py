@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -120,6 +121,8 @@ def _check(corpus: Corpus, workers: int) -> None:
     for name, folder in (("assets", settings.assets), ("mocap", settings.mocap)):
         if folder is not None and not folder.is_dir():
             raise ValueError(f"--{name} {folder}: no such directory")
+        if folder is not None and corpus.out.absolute().is_relative_to(folder.absolute()):
+            raise ValueError(f"--out {corpus.out}: is inside --{name} {folder}, whose contents decide what is rendered")
     if corpus.out.is_dir():
         raise ValueError(f"--out {corpus.out}: is a directory, want a file to write")
 
@@ -131,13 +134,17 @@ def _check_same(corpus: Corpus, store: Path) -> None:
 
 
 def _inventory(folder: Path | None) -> str:
-    """A checksum of the names and sizes of a folder's files."""
+    """A checksum of a folder's files: their names and what is in them."""
     import hashlib
 
     if folder is None:
         return ""
-    lines = [f"{p.relative_to(folder)} {p.stat().st_size}" for p in sorted(folder.rglob("*")) if p.is_file()]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+    found = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        found.update(f"{path.relative_to(folder)} {content}\n".encode())
+    return found.hexdigest()[:16]
 
 
 def _begin(corpus: Corpus) -> None:
@@ -156,6 +163,8 @@ def _begin(corpus: Corpus) -> None:
 def _is_whole(part: Path, rows: int) -> bool:
     try:
         with PoseStore(part) as store:
+            for row in range(len(store)):
+                store.read_jpeg(row)  # compares its checksum
             return len(store) == rows
     except (DataError, FileNotFoundError):
         return False
@@ -205,8 +214,9 @@ def _studio(settings: Settings) -> Studio:
 
 
 def _render_part(corpus: Corpus, rows: range) -> range:
-    studio, size = _studio(corpus.settings), corpus.settings.size
-    with PoseStoreWriter(corpus.part(rows), (size, size)) as writer:
+    size = corpus.settings.size
+    with _one_thread(), PoseStoreWriter(corpus.part(rows), (size, size)) as writer:
+        studio = _studio(corpus.settings)
         for number in rows:
             try:
                 row = studio.picture(number)
@@ -214,6 +224,22 @@ def _render_part(corpus: Corpus, rows: range) -> range:
                 raise RuntimeError(f"picture {number} of {corpus.settings}: {error}") from error
             _append(writer, row)
     return rows
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """A process draws one picture at a time; the caller's own threads come back afterwards."""
+    import cv2
+    import torch
+
+    before = torch.get_num_threads(), cv2.getNumThreads()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        cv2.setNumThreads(before[1])
 
 
 def _append(writer: PoseStoreWriter, row: Row) -> None:

@@ -148,6 +148,9 @@ def read_mesh(path: Path) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
         raise ValueError(f"{path}: no OBJ file with texture coordinates ({error})") from error
     if not faces:
         raise ValueError(f"{path}: no faces")
+    for name, index, size in (("vertex", faces, count), ("texture coordinate", texture_faces, len(texture))):
+        if not 0 <= min(map(min, index)) <= max(map(max, index)) < size:
+            raise ValueError(f"{path}: a face names a {name} that is not among its {size}")
     return count, np.array(texture), np.array(faces, np.int32), np.array(texture_faces, np.int32)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import re
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -169,7 +170,7 @@ def read_bvh(path: Path) -> Clip:
         names, parents, offsets, channels = _hierarchy(head)
         numbers = np.array(motion.split("Frame Time:", 1)[1].split()[1:], float)
         rows = numbers.reshape(-1, sum(len(names) for names in channels))
-    except (OSError, EOFError, UnicodeDecodeError, ValueError, IndexError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, ValueError, IndexError, zlib.error) as error:
         raise ValueError(f"{path}: no BVH file ({error})") from error
     absent = sorted(set(_FILE_JOINT.values()) - set(names))
     if absent or not len(rows) or not np.isfinite(rows).all():

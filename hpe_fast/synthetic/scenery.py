@@ -73,6 +73,10 @@ class Panoramas:
         if files:
             side = split_of(files)
             self.items = [_read(path) for name, path in files.items() if side[name] == split]
+            if not self.items:
+                raise ValueError(
+                    f"--assets {folder}: {len(files)} panoramas are too few for a split {split}"
+                )
         else:
             number = SPLITS.index(split)
             self.items = [_painted(np.random.default_rng([number, k]), f"painted-{split}-{k}") for k in _few(split)]

@@ -82,9 +82,6 @@ class Studio:
     """Everything that is loaded once in a process; :meth:`picture` depends on settings and number only."""
 
     def __init__(self, settings: Settings) -> None:
-        import cv2
-
-        cv2.setNumThreads(1)
         self._settings = settings
         self._split = SPLITS.index(settings.split)
         self.body = Body()
@@ -152,6 +149,7 @@ class Studio:
             return None
         jpeg, finish = photograph(rng, layers)
         recipe = {"seed": settings.seed, "split": settings.split, "index": number, "attempt": attempt}
+        recipe |= {"people": settings.people, "size": settings.size}
         recipe |= {"clip": pose.clip.name, "frame": pose.frame, "panorama": light.panorama.name, **worn}
         recipe |= {
             "tilted": pose.tilted,

@@ -266,7 +266,7 @@ class Wardrobe:
     def _load(self, folder: Path) -> None:
         found: dict[str, dict[str, Path]] = {kind: {} for kind in self._worn}
         for path in sorted(folder.rglob("*.mhclo")):
-            kind = next((_KINDS[part] for part in path.parts[::-1] if part in _KINDS), "")
+            kind = next((_KINDS[part] for part in path.relative_to(folder).parts[::-1] if part in _KINDS), "")
             kind = "shoes" if "shoe" in path.stem else "hat" if "fedora" in path.stem else kind
             if kind:
                 found[kind][path.stem] = path
