@@ -25,7 +25,7 @@ class SynthesisConfig:
     count: int
     """How many pictures."""
     seed: int = 0
-    """Picture i depends on the seed, the split, i, --people and the contents of the folders only."""
+    """Picture i depends on seed, split, size, --people, i and the contents of the folders only."""
     split: Literal["train", "valid", "test"] = "train"
     """Splits share no recording, outfit, pair of shoes or panorama."""
     assets: Path | None = None

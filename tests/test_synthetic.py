@@ -21,7 +21,7 @@ from hpe_fast.synthetic import corpus as corpus_module
 from hpe_fast.synthetic import kernels, materials, paint
 from hpe_fast.synthetic.builtin_poses import builtin_clips
 from hpe_fast.synthetic.camera import random_shot
-from hpe_fast.synthetic.corpus import Corpus, render_corpus
+from hpe_fast.synthetic.corpus import Corpus, remake, render_corpus
 from hpe_fast.synthetic.makehuman import read_binding, read_mesh
 from hpe_fast.synthetic.motion import MotionLibrary, mirrored, read_bvh, recording_name
 from hpe_fast.synthetic.rotations import axis_angle
@@ -533,3 +533,16 @@ def test_sportswear_ends_where_it_should():
     limits = paint.no_clothes() | {"waist": 0.2, "hem": 0.5, "neck": 0.9, "sleeve": 0.1, "trousers": -0.2}
     out = paint.swell(place, limits, True, np.random.default_rng(0))
     assert (out > 0).tolist() == [True, False, True, False], "a bare midriff, and bare legs"
+
+
+@pytest.mark.slow
+def test_a_picture_is_made_again_from_its_recipe(assets, tmp_path):
+    needs_renderer()
+    path = render_corpus(Corpus(tmp_path / "x.h5", 5, Settings(3, "train", assets, None, 48, 2, "cpu")))
+    with PoseStore(path) as store:
+        recipe = json.loads(store.recipe[3])
+        row = remake(recipe, assets, None)
+        assert row.jpeg == store.read_jpeg(3)
+        np.testing.assert_array_equal(row.pose3d, store.pose3d[3])
+    with pytest.raises(ValueError, match="differ"):
+        remake(recipe | {"frame": -1}, assets, None)

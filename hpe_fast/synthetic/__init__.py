@@ -8,11 +8,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-_HOME = {"Corpus": "corpus", "Settings": "studio", "render_corpus": "corpus"}
-__all__ = ["Corpus", "Settings", "render_corpus"]
+_HOME = {"Corpus": "corpus", "Settings": "studio", "remake": "corpus", "render_corpus": "corpus"}
+__all__ = ["Corpus", "Settings", "remake", "render_corpus"]
 
 if TYPE_CHECKING:
-    from hpe_fast.synthetic.corpus import Corpus, render_corpus
+    from hpe_fast.synthetic.corpus import Corpus, remake, render_corpus
     from hpe_fast.synthetic.studio import Settings
 
 

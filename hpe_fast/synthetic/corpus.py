@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -19,6 +19,7 @@ from functools import lru_cache
 from itertools import islice
 from multiprocessing import get_context, parent_process
 from pathlib import Path
+from typing import Any
 
 from hpe_fast.data.merging import merge_stores
 from hpe_fast.data.store import DataError, PoseStore, PoseStoreWriter
@@ -224,6 +225,38 @@ def _render_part(corpus: Corpus, rows: range) -> range:
                 raise RuntimeError(f"picture {number} of {corpus.settings}: {error}") from error
             _append(writer, row)
     return rows
+
+
+def remake(recipe: Mapping[str, Any], assets: Path | None, mocap: Path | None, device: str = "cpu") -> Row:
+    """Draw a corpus's picture again.
+
+    Args:
+        recipe: of the picture, as the store's ``recipe`` has it (JSON, decoded).
+        assets, mocap: the folders that the corpus was rendered with.
+        device: ``cpu`` or ``cuda``.
+
+    Returns:
+        The picture's JPEG bytes and labels.
+
+    Raises:
+        ValueError: a recipe without what it takes, or one that these folders, or this version, make otherwise.
+
+    Example:
+        >>> remake({"seed": 1}, None, None)
+        Traceback (most recent call last):
+        ValueError: the recipe lacks index, people, size, split
+    """
+    absent = sorted({"seed", "split", "size", "people", "index"} - set(recipe))
+    if absent:
+        raise ValueError(f"the recipe lacks {', '.join(absent)}")
+    require()
+    settings = Settings(recipe["seed"], recipe["split"], assets, mocap, recipe["size"], recipe["people"], device)
+    with _one_thread():
+        row = _studio(settings).picture(recipe["index"])
+    other = sorted(key for key in recipe if json.loads(json.dumps(row.recipe)).get(key) != recipe[key])
+    if other:
+        raise ValueError(f"other folders or another version made this picture: {', '.join(other)} differ")
+    return row
 
 
 @contextmanager

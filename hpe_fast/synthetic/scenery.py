@@ -15,6 +15,8 @@ from hpe_fast.synthetic.splits import SPLITS, split_of
 _PAINTED_PANORAMAS, _PAINTED_HEIGHT = 24, 256
 #: Panoramas that show no ground to stand on.
 _WITHOUT_GROUND = ("sky",)
+#: Water, or machines, where somebody would stand: light for rooms only.
+_ONLY_LIGHT = ("lab", "venice", "venice_sunset_1k")
 _ROOM_SHARE = 0.38
 _BRIGHTEST = 8.0
 #: How far below the horizon of a panorama feet may be, radians: near the nadir its tripod was painted over.
@@ -74,9 +76,7 @@ class Panoramas:
             side = split_of(files)
             self.items = [_read(path) for name, path in files.items() if side[name] == split]
             if not self.items:
-                raise ValueError(
-                    f"--assets {folder}: {len(files)} panoramas are too few for a split {split}"
-                )
+                raise ValueError(f"--assets {folder}: {len(files)} panoramas are too few for a split {split}")
         else:
             number = SPLITS.index(split)
             self.items = [_painted(np.random.default_rng([number, k]), f"painted-{split}-{k}") for k in _few(split)]
@@ -106,7 +106,8 @@ class Panoramas:
         """What a camera at ``eye`` sees behind a person whose middle is ``person``."""
         share = float(np.clip(light.sun_light[0] * 0.4, 0.05, 0.65))
         painted = light.panorama.name.startswith("painted")
-        if rng.random() > (0.6 if painted else _ROOM_SHARE):
+        indoors = rng.random() < (0.6 if painted else _ROOM_SHARE) or light.panorama.name in _ONLY_LIGHT
+        if not indoors:
             wide = rng.choice([rng.uniform(1.0, 2.2), rng.uniform(2.0, 3.2)], p=[0.75, 0.25])
             down = np.arctan2(eye[2] - floor, np.linalg.norm((person - eye)[:2]))
             return Backdrop(floor, float(np.clip(_STEEPEST / max(down, 0.1), 1.0, wide)), share)

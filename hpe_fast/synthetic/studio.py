@@ -23,6 +23,7 @@ _NEAREST = 0.6
 _STRANGER_SHARE = 0.1
 #: Who stands has both knees this far below the hip; nobody is nearer to a wall than this (metres).
 _KNEES, _STANDING, _ARMS_LENGTH = [2, 5], 0.25, 0.7
+_UNDER_HIPS, _SUNK = 0.13, 0.12
 _MIN_VISIBLE, _MIN_CLEAR = 9, 7
 #: How deep (metres, for a person of 1.7 m) a joint may lie behind the first surface and still count as seen.
 _DEPTHS = np.array(
@@ -118,7 +119,7 @@ class Studio:
         turns = bone_turns(self.body, person.shape, pose.clip, pose.local)
         shifts, joints = self.body.pose(person.shape, turns)
         skin, position, normal, worn = self._clothed(rng, person, turns, shifts)
-        low = float(position[:, 2].min())
+        low = _lowest(position, joints)
         flies = rng.random() < (0.6 if pose.tilted else 0.4 if pose.action in AIRBORNE else 0.0)
         floor = low - (rng.uniform(0.0, 0.8 if pose.tilted else 0.25) if flies else 0.0)
         shot = random_shot(rng, position, floor, settings.size)
@@ -133,7 +134,7 @@ class Studio:
         balls = _balls(joints, person.shape.height, [at for _, at, _ in pieces])
         light, middle = self.panoramas.light(rng), joints.mean(axis=0)
         backdrop = self.panoramas.backdrop(rng, light, camera.eye, middle, floor)
-        stranger = self._stranger(rng, person, camera, joints, backdrop) if rng.random() < _STRANGER_SHARE else None
+        stranger = self._stranger(rng, camera, joints, backdrop) if rng.random() < _STRANGER_SHARE else None
         if stranger is not None:
             pieces.append(stranger)
             names.append("stranger")
@@ -170,18 +171,18 @@ class Studio:
         return skin, *self._renderer.pose(skin, *identity_bone(turns, shifts)), worn
 
     def _stranger(
-        self, rng: np.random.Generator, person: Person, camera: Camera, joints: np.ndarray, backdrop: Backdrop
+        self, rng: np.random.Generator, camera: Camera, joints: np.ndarray, backdrop: Backdrop
     ) -> tuple[Part, np.ndarray, np.ndarray] | None:
         """Somebody else who stands farther away and to one side: a thing, as far as labels go; vertices and normals.
 
         ``None`` if there would be no chair, or a wall before them.
         """
-        pose = self.motion.pose(rng)
-        turns = bone_turns(self.body, person.shape, pose.clip, pose.local)
-        shifts, own = self.body.pose(person.shape, turns)
+        pose, other = self.motion.pose(rng), self.wardrobe.person(rng)
+        turns = bone_turns(self.body, other.shape, pose.clip, pose.local)
+        shifts, own = self.body.pose(other.shape, turns)
         if (own[0, 2] - own[_KNEES, 2]).min() < _STANDING:
             return None
-        skin, position, normal, _ = self._clothed(rng, person, turns, shifts)
+        skin, position, normal, _ = self._clothed(rng, other, turns, shifts)
         away = (joints.mean(axis=0) - camera.eye)[:2]
         away = away / np.linalg.norm(away)
         beside = np.array([-away[1], away[0]]) * rng.choice([-1, 1])
@@ -221,6 +222,17 @@ def _row(
         name=f"S{subject + 1}_{action}.cam{quarter}_{number + 1:06d}.jpg",
         recipe=recipe,
     )
+
+
+def _lowest(position: np.ndarray, joints: np.ndarray) -> float:
+    """Where a person [N,3] touches the ground, metres: who sits or lies on it does so with the hips.
+
+    A captured pose on another body, and varied, may have a foot some centimetres lower: it sinks in, and the hips do
+    not hover.
+    """
+    low = float(position[:, 2].min())
+    under = position[np.hypot(*(position[:, :2] - joints[0, :2]).T) < _UNDER_HIPS, 2]
+    return float(under.min()) if len(under) and under.min() - low < _SUNK else low
 
 
 def _balls(joints: np.ndarray, height: float, things: list[np.ndarray]) -> np.ndarray:
