@@ -120,7 +120,7 @@ class Studio:
         shifts, joints = self.body.pose(person.shape, turns)
         skin, position, normal, worn = self._clothed(rng, person, turns, shifts)
         low = _lowest(position, joints)
-        flies = rng.random() < (0.6 if pose.tilted else 0.4 if pose.action in AIRBORNE else 0.0)
+        flies = rng.random() < (0.15 if pose.tilted else 0.4 if pose.action in AIRBORNE else 0.0)
         floor = low - (rng.uniform(0.0, 0.8 if pose.tilted else 0.25) if flies else 0.0)
         shot = random_shot(rng, position, floor, settings.size)
         camera = shot.camera
