@@ -1,6 +1,8 @@
 """The operators as citizens of torch: opcheck, compile, autocast, fake tensors, transforms, streams, graphs."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -385,3 +387,31 @@ class TestCuda:
     def test_joints_on_the_other_device(self):
         with pytest.raises(ValueError, match=r"keypoints must be on the device of heatmaps \(cuda:0\), got cpu"):
             ops.heatmap_mse_loss(small_heatmaps("cuda"), some_keypoints(2), codec=SMALL)
+
+
+FORKED = """
+import os, torch
+from hpe_fast import ops
+torch.set_num_threads(2)
+torch.ones(1 << 22).exp_()  # torch's pool runs, none of our kernels has
+child = os.fork()
+if not child:
+    ops.render_heatmaps(torch.zeros(256, 17, 2))
+    os._exit(0)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_forked_child_does_not_wait_for_threads_that_are_not_there():
+    subprocess.run([sys.executable, "-c", FORKED], check=True, timeout=120)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_default_dtype_changes_no_noise(dtype):
+    images = torch.zeros(3, 8, 8, 3, dtype=torch.uint8)
+    expected = ops.prepare_images(images, noise_std=0.1, seed=3)
+    torch.set_default_dtype(dtype)
+    try:
+        assert torch.equal(ops.prepare_images(images, noise_std=0.1, seed=3), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)

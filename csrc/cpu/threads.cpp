@@ -62,12 +62,11 @@ struct Gomp {
 
 // A forked child inherits the pool's bookkeeping but not its threads, and would wait for them for ever.
 std::atomic<bool> pool_lost{false};
+// From the loading of the module on: torch may have started the pool before our first parallel call.
+[[maybe_unused]] const int fork_watch = pthread_atfork(nullptr, nullptr, [] { pool_lost = true; });
 
 const Gomp& gomp() {
-  static const Gomp runtime = [] {
-    pthread_atfork(nullptr, nullptr, [] { pool_lost = true; });
-    return Gomp();
-  }();
+  static const Gomp runtime;
   return runtime;
 }
 

@@ -366,7 +366,9 @@ def _checked_noise(
     elif noise_std is not None:
         if not hasattr(noise_std, "__float__") or not (math.isfinite(noise_std) and noise_std >= 0):
             raise ValueError(f"noise_std must be a number >= 0 or a tensor [B], got {noise_std!r}")
-        noise_std = torch.full((batch,), noise_std, device=images.device) if noise_std > 0 else None
+        noise_std = (
+            torch.full((batch,), noise_std, dtype=torch.float32, device=images.device) if noise_std > 0 else None
+        )
     if noise_std is None:
         return None, None
     return noise_std, torch.arange(batch, device=images.device) if sample_ids is None else sample_ids

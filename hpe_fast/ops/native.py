@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import warnings
+from contextlib import suppress
 from functools import cache
 from types import ModuleType
 
@@ -19,6 +20,12 @@ CUDA_REMEDY = (
     "run `HPE_FAST_CUDA=ON pip install --force-reinstall --no-deps .` in hpe_fast's source folder on a machine with "
     "the CUDA toolkit"
 )
+
+
+# Loaded here, though what is wrong with it is told at the first use: from now on it watches for forks, in whose children
+# torch's threads are gone.
+with suppress(ImportError):
+    importlib.import_module("_hpe_fast")
 
 
 class NativeModuleError(ImportError):
