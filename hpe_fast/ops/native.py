@@ -22,8 +22,8 @@ CUDA_REMEDY = (
 )
 
 
-# Loaded here, though what is wrong with it is told at the first use: from now on it watches for forks, in whose children
-# torch's threads are gone.
+# Loaded here, though what is wrong with it is told at the first use: from now on it watches for forks, whose children
+# have none of torch's threads.
 with suppress(ImportError):
     importlib.import_module("_hpe_fast")
 
