@@ -41,7 +41,7 @@ step() {
   local name=$1 limit=$2 start=$SECONDS status=0
   shift 2
   echo "== $name"
-  timeout --kill-after=5 "$limit" "$@" >"$results/logs/$name.log" 2>&1 || status=$?
+  timeout --signal=INT --kill-after=10 "$limit" "$@" >"$results/logs/$name.log" 2>&1 || status=$?
   tail -n 3 "$results/logs/$name.log"
   printf '%s\t%s\t%s\n' "$name" "$status" "$((SECONDS - start))" >>"$scratch/steps"
 }
@@ -66,7 +66,7 @@ step check 30 "$python" -m benchmarks.check_cuda --json "$results/check.json"
 step graphs 30 "$python" -m benchmarks.check_cuda --graphs --json "$results/graphs.json"
 sanitize memcheck
 sanitize racecheck
-step benchmarks 110 "$python" -m pytest benchmarks/test_bench_ops.py -q --benchmark-only --budget=75 \
+step benchmarks 150 "$python" -m pytest benchmarks/test_bench_ops.py -q --benchmark-only --budget=115 \
   -p no:cacheprovider --benchmark-json="$results/benchmarks.json"
 
 [ -s "$results/benchmarks.json" ] && "$python" -m benchmarks.report "$results/benchmarks.json"
