@@ -21,7 +21,8 @@ struct Target {
   int x0, x1, y0, y1;  // support, clipped to the map; x0 == x1 where nothing is drawn
 };
 
-constexpr float kMaxExponent = 27.6310211f;  // -ln(1e-12): an axis is zero below, so that two make 1e-24: no denormal in float32
+// -ln(1e-12): an axis is zero below that, and the product of two, 1e-24, is no denormal in float32.
+constexpr float kMaxExponent = 27.6310211f;
 
 // Gaussian of one axis at distance d from the centre.
 HPE_HOST_DEVICE float axis_value(float d, float inv_two_variance) {

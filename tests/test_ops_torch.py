@@ -415,3 +415,11 @@ def test_the_default_dtype_changes_no_noise(dtype):
         assert torch.equal(ops.prepare_images(images, noise_std=0.1, seed=3), expected)
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def test_negative_views_of_joints_and_weights_are_read_with_their_sign():
+    heatmaps, keypoints = some_heatmaps(2, size=(16, 16)), some_keypoints(2) / 4
+    weights = some_weights(2)
+    plain = ops.heatmap_mse_loss(heatmaps, keypoints, weights, OFFICIAL.resized(64, 16))
+    views = (torch._neg_view(-keypoints), torch._neg_view(-weights))
+    assert torch.equal(ops.heatmap_mse_loss(heatmaps, *views, OFFICIAL.resized(64, 16)), plain)

@@ -175,8 +175,8 @@ def heatmap_mse_loss(
     """Mean of ``w (p - t)^2`` over all pixels, where the target ``t`` is never stored.
 
     It is mmpose's ``KeypointMSELoss`` and, for weights 0 and 1, twice the official ``JointsMSELoss``. Joints off the
-    map and NaN joints weigh 0 yet count in the mean, as there. Differentiable in ``heatmaps``, once; bit-identical
-    from run to run.
+    map and NaN joints weigh 0 yet count in the mean, as there. Differentiable in ``heatmaps``, once and backwards
+    (``torch.autograd.forward_ad`` finds no tangent); bit-identical from run to run.
 
     Args:
         heatmaps: ``[B, J, H, W]`` predictions; float32, float16, bfloat16 or float64, NCHW or ``channels_last``. Under

@@ -90,7 +90,9 @@ def _pointer(x: Tensor | None) -> int:
 
 
 def _packed(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.contiguous()
+    if x is None:
+        return None
+    return (x.resolve_neg() if x.is_neg() else x).contiguous()
 
 
 def _dense(heatmaps: Tensor) -> tuple[Tensor, Maps]:
