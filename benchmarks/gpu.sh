@@ -4,7 +4,7 @@
 #   benchmarks/gpu.sh [RESULTS]          RESULTS: a folder, benchmarks/results by default
 #
 # Builds with CUDA into a temporary folder, runs the CUDA tests, compares every operator with the CPU's (directly, under
-# compute-sanitizer's memcheck and racecheck, and from captured graphs), runs the benchmarks, and prints a table. A step
+# compute-sanitizer's memcheck and racecheck, and from captured graphs), runs the benchmarks, and prints tables. A step
 # that fails is recorded and the others still run. Needs Python with torch, pybind11, scikit-build-core, ninja, pytest,
 # hypothesis and pytest-benchmark, CMake and the CUDA toolkit; no network: what such a machine lacks may lie in a folder
 # offline/ of the checkout (pip install --target offline hypothesis, with --python-version and --only-binary=:all: where
@@ -29,7 +29,7 @@ results=${1:-$(dirname "$0")/results}
 mkdir -p "$results/logs"
 results=$(cd "$results" && pwd)
 cd "$(dirname "$0")/.."
-rm -f "$results"/{benchmarks,check,graphs,steps}.json  # of an earlier run
+rm -f "$results"/{bars,benchmarks,check,graphs,steps}.json  # of an earlier run
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 python=${PYTHON:-python3}
@@ -68,6 +68,11 @@ sanitize memcheck
 sanitize racecheck
 step benchmarks 150 "$python" -m pytest benchmarks/test_bench_ops.py -q --benchmark-only --budget=115 \
   -p no:cacheprovider --benchmark-json="$results/benchmarks.json"
+
+# Missed bars are a result, not a failure.
+step bars 60 bash -c '"$0" -m benchmarks.ops_bars --device cuda --seconds 0.5 --json "$1" || [ $? -eq 1 ]' "$python" \
+  "$results/bars.json"
+cat "$results/logs/bars.log"
 
 [ -s "$results/benchmarks.json" ] && "$python" -m benchmarks.report "$results/benchmarks.json"
 "$python" - "$scratch/steps" "$results" <<'PYTHON'
