@@ -16,7 +16,7 @@ def test_they_are_small():
 def test_infer_without_weights_says_once_what_they_saw_and_finds_people():
     store = PoseStore(bundled_sample()["valid"])
     rows = range(0, 300, 6)
-    with pytest.warns(UserWarning, match="rendered people"):
+    with pytest.warns(UserWarning, match="rendered pictures"):
         poses = hpe_fast.infer(np.stack([store.image(row) for row in rows]), device="cpu")
     target = store.pose3d[rows] - store.pose3d[rows, :1]
     mpjpe = np.linalg.norm(poses.joints3d.numpy() - target, axis=-1).mean()

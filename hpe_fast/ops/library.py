@@ -136,7 +136,7 @@ def render_heatmaps(
         return _twin(reference.render_heatmaps, keypoints, weights, codec, height, width, dtype, channels_last)
     shape = (*keypoints.shape[:2], height, width)
     out = _empty_heatmaps(keypoints, shape, dtype, channels_last)
-    keypoints, weights = keypoints.contiguous(), _packed(weights)
+    keypoints, weights = _packed(keypoints), _packed(weights)
     maps = (*shape, channels_last, DTYPE_CODES[dtype])
     kernels.render_heatmaps(out.data_ptr(), keypoints.data_ptr(), _pointer(weights), maps, codec, *_where(keypoints))
     return out
@@ -159,7 +159,7 @@ def heatmap_mse(
     if kernels is None or heatmaps.numel() == 0:
         return _twin(reference.heatmap_mse, heatmaps, keypoints, weights, codec, per_joint)
     heatmaps, maps = _dense(heatmaps)
-    keypoints, weights = keypoints.contiguous(), _packed(weights)
+    keypoints, weights = _packed(keypoints), _packed(weights)
     dtype = accumulation_dtype(heatmaps.dtype)
     losses = torch.empty(maps[:2], dtype=dtype, device=heatmaps.device)
     loss = None if per_joint else torch.empty((), dtype=dtype, device=heatmaps.device)
@@ -192,7 +192,7 @@ def heatmap_mse_backward(
     if kernels is None:
         return _twin(reference.heatmap_mse_backward, grad_out, heatmaps, keypoints, weights, codec, per_joint)
     heatmaps, maps = _dense(heatmaps)
-    grad_out, keypoints, weights = grad_out.contiguous(), keypoints.contiguous(), _packed(weights)
+    grad_out, keypoints, weights = _packed(grad_out), _packed(keypoints), _packed(weights)
     grad = torch.empty_like(heatmaps)
     kernels.heatmap_mse_backward(
         grad.data_ptr(),
@@ -272,7 +272,7 @@ def heatmap_mse_and_grad(
     if kernels is None or heatmaps.numel() == 0:
         return _twin(reference.heatmap_mse_and_grad, heatmaps, keypoints, weights, codec, grad_scale)
     heatmaps, maps = _dense(heatmaps)
-    keypoints, weights = keypoints.contiguous(), _packed(weights)
+    keypoints, weights = _packed(keypoints), _packed(weights)
     dtype = accumulation_dtype(heatmaps.dtype)
     losses = torch.empty(maps[:2], dtype=dtype, device=heatmaps.device)
     loss = torch.empty((), dtype=dtype, device=heatmaps.device)
